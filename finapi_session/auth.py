@@ -1,0 +1,106 @@
+"""The token goes out in a header, a 401 comes in: the auth of a session, and of any other requests call."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import requests
+from requests.auth import AuthBase
+from requests.cookies import extract_cookies_to_jar
+from requests.exceptions import UnrewindableBodyError
+from requests.utils import rewind_body
+
+from .environment import Environment
+from .source import TokenSource
+from .tokens import Bearer
+
+
+class BearerAuth(AuthBase):
+    """Sends the token of *source* to the origins that *environment* trusts, and heals a 401 once.
+
+    May be shared by threads and sessions. Sending raises a :class:`~finapi_session.TokenError` if no token can
+    be had.
+    """
+
+    def __init__(self, source: TokenSource, environment: Environment) -> None:
+        self._source = source
+        self._environment = environment
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Put the token on *request*, if it goes to a trusted origin."""
+        # Registered before the caller's hooks, so that those see the final answer only.
+        if self._answered not in request.hooks["response"]:
+            request.register_hook("response", self._answered)
+        if self._environment.trusts(request.url):
+            request.headers["Authorization"] = self._source.token().authorization
+        return request
+
+    def redirected(self, request: requests.PreparedRequest) -> None:
+        """Carry the token along to a trusted origin, and to no other."""
+        request.headers.pop("Authorization", None)
+        self(request)
+
+    def _answered(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+        request = response.request
+        sent = request.headers.get("Authorization")
+        if not isinstance(sent, Bearer):
+            return response
+        if response.status_code != 401:
+            self._source.accepted()
+            return response
+        if not self._environment.trusts(request.url):
+            return response
+        _give_back(response)
+        token = self._source.renew(sent)
+        if token is None or not _rewind(request):
+            return response
+        replayed = _replay(response, token.authorization, **kwargs)
+        if replayed.status_code == 401:
+            self._source.rejected(token)
+        else:
+            self._source.accepted()
+        return replayed
+
+
+def bearer_auth_of(request: requests.PreparedRequest) -> BearerAuth | None:
+    """Return the auth that *request* was prepared with, if it is ours."""
+    owners = (getattr(hook, "__self__", None) for hook in request.hooks["response"])
+    return next((owner for owner in owners if isinstance(owner, BearerAuth)), None)
+
+
+def _give_back(response: requests.Response) -> None:
+    """Read the answer to its end, so that its connection serves the token call and the replay too."""
+    with suppress(requests.RequestException, RuntimeError):
+        response.content  # noqa: B018 - reading is all that is wanted
+    response.close()
+
+
+def _rewind(request: requests.PreparedRequest) -> bool:
+    """Set the body back to where it started; tell whether it can be sent again."""
+    if request.body is None or isinstance(request.body, (bytes, bytearray, str)):
+        return True
+    if not isinstance(request._body_position, int):
+        return False
+    try:
+        rewind_body(request)
+    except UnrewindableBodyError:
+        return False
+    return True
+
+
+def _replay(response: requests.Response, authorization: Bearer, **kwargs: Any) -> requests.Response:
+    """Send the request again over the same adapter, and return its answer with the first one as history."""
+    request = response.request.copy()
+    if request._cookies is not None:
+        extract_cookies_to_jar(request._cookies, response.request, response.raw)
+        request.prepare_cookies(request._cookies)
+    request.headers["Authorization"] = authorization
+    started = time.perf_counter()
+    replayed: requests.Response = response.connection.send(request, **kwargs)
+    replayed.elapsed = timedelta(seconds=time.perf_counter() - started)
+    replayed.history = [*response.history, response]
+    replayed.request = request
+    return replayed

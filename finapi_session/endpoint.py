@@ -1,0 +1,361 @@
+"""The two OAuth calls, over requests-oauthlib: an answer becomes a Token or an error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, Union
+
+import requests
+from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient
+from requests.adapters import BaseAdapter
+from requests.auth import AuthBase
+from requests_oauthlib import OAuth2Session
+from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, SSLError
+from urllib3.util import Retry
+
+from .environment import Environment
+from .errors import (
+    AccessDeniedError,
+    FinapiError,
+    InvalidClientError,
+    InvalidGrantError,
+    RevocationError,
+    TokenEndpointError,
+    TokenError,
+    UserLockedError,
+)
+from .events import Journal
+from .grants import Credentials
+from .problem import Problem, read_object
+from .tokens import Token
+
+#: Seconds after which a call is not tried again, waiting included. With the longest single try (CONNECT +
+#: READ) this bounds a token call to 70 s.
+PATIENCE = 30.0
+#: Seconds that one try may take to connect, and to answer; a session's own timeout counts if it is shorter.
+CONNECT, READ = 10.0, 30.0
+#: How often what is passing is tried again, and how long is waited in between (0, 1, 2 s and a little chance).
+RETRIES = Retry(total=3, backoff_factor=0.5, backoff_max=10, backoff_jitter=0.25)
+
+Timeout = Union[float, tuple[Union[float, None], Union[float, None]], None]
+
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+#: Of these a password was surely not judged, so it may be sent again.
+_NOT_JUDGED = {429, 503}
+_BY_STATUS: dict[int, type[TokenError]] = {
+    400: InvalidGrantError,
+    401: InvalidClientError,
+    403: AccessDeniedError,
+    423: UserLockedError,
+}
+_BY_CODE: dict[str | None, type[TokenError]] = {
+    "invalid_client": InvalidClientError,
+    "invalid_grant": InvalidGrantError,
+}
+_NOT_THERE = "there is no token endpoint of finAPI at this address"
+#: No connection came about, so nothing was sent.
+_UNSENT = (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)
+_WHAT: dict[type[TokenError], str] = {
+    InvalidClientError: "finAPI refused the client's credentials",
+    InvalidGrantError: "finAPI refused the grant",
+    AccessDeniedError: "finAPI denied a token",
+    UserLockedError: "finAPI has locked the user",
+}
+
+
+class _Try(NamedTuple):
+    """What one call came to. Errors are returned, and raised where no local variable holds a secret."""
+
+    token: Token | None = None
+    error: FinapiError | None = None
+    again: bool = False
+    refreshed: bool = False
+    request_id: str | None = None
+
+
+class _Carrier(OAuth2Session):  # type: ignore[misc]
+    """One token call over the connections of *host*, with nothing else of it: no header, cookie, hook or auth."""
+
+    def __init__(self, host: requests.Session, url: str, client: BackendApplicationClient | LegacyApplicationClient):
+        super().__init__(client=client)
+        settings = host.merge_environment_settings(url, {}, False, None, None)
+        self.proxies, self.verify, self.cert = settings["proxies"], settings["verify"], settings["cert"]
+        self.trust_env = False  # netrc must not replace the client's credentials
+        self.max_redirects = 0  # a 307 would post them to another host
+        self._host = host
+
+    def get_adapter(self, url: str) -> BaseAdapter:
+        """Return the host's adapter, so that both share their connections."""
+        return self._host.get_adapter(url)
+
+
+class TokenEndpoint:
+    """finAPI's token and revoke calls for one host session. It keeps no state between calls."""
+
+    def __init__(
+        self,
+        host: requests.Session,
+        environment: Environment,
+        journal: Journal,
+        request_id: Callable[[], str],
+        retries: Retry = RETRIES,
+        timeout: Timeout = None,
+    ) -> None:
+        self.environment = environment
+        self._host = host
+        self._journal = journal
+        self._request_id = request_id
+        self._retries = retries
+        self._timeout = _shorter(timeout)
+
+    def fetch(self, credentials: Credentials, renewed: Token | None = None, *, patient: bool = True) -> Token:
+        """Ask for a token: by the refresh token of *renewed* if given, else by password, else for the client.
+
+        What is passing is tried again if *patient*; a password only where finAPI surely did not judge it, since
+        each wrong one counts towards the user's lock. Raises a :class:`TokenError`.
+        """
+        attempt = self._persist(lambda: self._ask(credentials, renewed), patient, str(credentials))
+        assert attempt.token is not None
+        return attempt.token
+
+    def revoke(self, identity: str, token: Token, bearer: AuthBase | None = None) -> None:
+        """Revoke *token* and all of its grant (RFC 7009), with the client's *bearer* (finAPI's rule).
+
+        By the refresh token, if there is one, all access tokens go with it. Without *bearer* the token is the
+        client's own and proves itself; one that is dead already is gone as wanted. Raises
+        :class:`RevocationError`.
+        """
+        self._persist(lambda: self._ask_to_revoke(token, bearer), True, identity)
+
+    def _persist(self, ask: Callable[[], _Try], patient: bool, identity: str) -> _Try:
+        """Try until it is decided, the policy is exhausted, or waiting longer would be too long."""
+        started, retries = time.monotonic(), self._retries
+        attempt = ask()
+        while attempt.again and patient:
+            try:
+                retries = retries.increment("POST", self.environment.token_url)
+            except MaxRetryError:
+                break
+            wait = max(retries.get_backoff_time(), getattr(attempt.error, "retry_after", None) or 0)
+            if time.monotonic() - started + wait > PATIENCE:
+                break
+            time.sleep(wait)
+            attempt = ask()
+        self._tell(attempt, identity, started)
+        if attempt.error is not None:
+            raise attempt.error
+        return attempt
+
+    def _tell(self, attempt: _Try, identity: str, started: float) -> None:
+        token, error = attempt.token, attempt.error
+        milliseconds = (time.monotonic() - started) * 1000
+        if error is None:
+            kind = ("renewed" if attempt.refreshed else "issued") if token else "revoked"
+            expires_in = None if token is None or token.expires_at is None else token.lifetime
+            self._journal.tell(kind, identity, expires_in, attempt.request_id, milliseconds)
+        else:
+            kind = "failed" if isinstance(error, (TokenEndpointError, RevocationError)) else "refused"
+            self._journal.tell(kind, identity, None, error.request_id, milliseconds, str(error))
+
+    def _ask(self, credentials: Credentials, renewed: Token | None) -> _Try:
+        by_password = renewed is None and credentials.username is not None
+        refresh_token = (renewed.refresh_token or "",) if renewed else ()
+        headers = self._headers()
+        judge = _Judge((*credentials.secrets(), *refresh_token), by_password, headers["X-Request-Id"])
+        asked_at = time.time()
+        try:
+            with _unlogged():
+                answer = self._call(credentials, renewed, judge, headers)
+            token = Token.from_dict(answer, issued_at=asked_at)
+        except OSError as error:
+            return judge.unanswered(error)
+        except Exception as error:
+            return judge.unreadable(type(error).__name__)
+        return _Try(token, refreshed=renewed is not None, request_id=judge.request_id)
+
+    def _call(
+        self, credentials: Credentials, renewed: Token | None, judge: _Judge, headers: dict[str, str]
+    ) -> dict[str, Any]:
+        url = self.environment.token_url
+        kind = BackendApplicationClient if credentials.username is None else LegacyApplicationClient
+        carrier = _Carrier(self._host, url, kind(credentials.client_id))
+        carrier.register_compliance_hook("access_token_response", judge)
+        carrier.register_compliance_hook("refresh_token_response", judge)
+        common: dict[str, Any] = {
+            "client_secret": credentials.client_secret,
+            "headers": headers,
+            "timeout": self._timeout,
+        }
+        if renewed is not None:
+            common.update(client_id=credentials.client_id, refresh_token=renewed.refresh_token)
+            answer = carrier.refresh_token(url, **common)
+        else:
+            common.update(username=credentials.username, password=credentials.password)
+            answer = carrier.fetch_token(url, include_client_id=True, **common)
+        # oauthlib's own expires_at counts from the answer, rounded; ours counts from the asking.
+        return {name: value for name, value in answer.items() if name != "expires_at"}
+
+    def _ask_to_revoke(self, token: Token, bearer: AuthBase | None) -> _Try:
+        headers = self._headers()
+        judge = _Judge((token.access_token, token.refresh_token or ""), False, headers["X-Request-Id"])
+        text, hint = token.access_token, None
+        if bearer is None:
+            headers["Authorization"], hint = token.authorization, "access_token"
+        elif token.refresh_token is not None:
+            text, hint = token.refresh_token, "refresh_token"
+        client = BackendApplicationClient("")
+        url, _, body = client.prepare_token_revocation_request(self.environment.revoke_url, text, hint)
+        try:
+            with _unlogged():
+                carrier = _Carrier(self._host, url, client)
+                response = carrier.post(
+                    url, data=body, headers=headers, auth=bearer, timeout=self._timeout, withhold_token=True
+                )
+            if bearer is not None or response.status_code != 401:
+                judge(response, readable=False)
+        except OSError as error:
+            attempt = judge.unanswered(error)
+            return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
+        return _Try(request_id=judge.request_id)
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Accept": "application/json",
+            "Content-Type": "application/x-www-form-urlencoded",
+            "X-Request-Id": self._request_id(),
+        }
+
+
+class _Judge:
+    """Tells from status and body what an answer is worth, before requests-oauthlib parses it.
+
+    It is called as that library's compliance hook, and raises what the answer amounts to.
+    """
+
+    def __init__(self, secrets: tuple[str, ...], by_password: bool, request_id: str) -> None:
+        self.request_id = request_id
+        self._secrets = secrets
+        self._by_password = by_password
+        self._passing = False
+
+    def __call__(self, response: requests.Response, readable: bool = True) -> requests.Response:
+        problem = Problem.of(response, self._secrets)
+        self.request_id = problem.request_id or self.request_id
+        status = response.status_code
+        if status >= 300 or problem.code in _BY_CODE:
+            raise self._refusal(response, problem)
+        if readable:
+            response._content = json.dumps(_clean(read_object(response))).encode()
+        return response
+
+    def _refusal(self, response: requests.Response, problem: Problem) -> TokenError:
+        """Return finAPI's no by its code (RFC 6749, section 5.2) where that is plainer than the status."""
+        status = response.status_code
+        kind = _BY_CODE.get(problem.code) if status in (200, 400, 401) else None
+        kind = kind or _BY_STATUS.get(status, TokenEndpointError)
+        self._passing = status in (_NOT_JUDGED if self._by_password else _PASSING)
+        what = _WHAT.get(kind) or ("finAPI's token endpoint is unavailable" if status in _PASSING else _NOT_THERE)
+        error = kind(
+            what,
+            status=status,
+            code=problem.code,
+            description=problem.description,
+            request_id=self.request_id,
+        )
+        if isinstance(error, TokenEndpointError):
+            error.retry_after = _retry_after(response.headers.get("Retry-After"))
+        return error
+
+    def unanswered(self, error: OSError) -> _Try:
+        """Return what an exception amounts to: one of ours as it is, no connection, or an answer cut off."""
+        if isinstance(error, FinapiError):
+            return _Try(error=error.with_traceback(None), again=self._passing)
+        if not isinstance(error, requests.RequestException):  # a certificate file that is not there
+            return _Try(error=self._unusable(f"the call to finAPI's token endpoint could not be sent: {error}"))
+        if isinstance(error, requests.TooManyRedirects):
+            return _Try(error=self._unusable("finAPI's token endpoint redirects; is the base URL right?"))
+        reason = getattr(error.args[0] if error.args else None, "reason", None)
+        if isinstance(error, ValueError) or _distrusted(reason):
+            what = f"no trust in finAPI's token endpoint ({type(error).__name__}); see verify"
+            return _Try(error=self._unusable(what))
+        unsent = isinstance(error, _UNSENT) or isinstance(reason, NewConnectionError)
+        what = "no connection to finAPI's token endpoint" if unsent else "finAPI's token endpoint did not answer"
+        return _Try(error=self._unusable(f"{what} ({type(error).__name__})"), again=unsent or not self._by_password)
+
+    def unreadable(self, reason: str) -> _Try:
+        """Return what an answer amounts to that is no token answer; a password may have been counted."""
+        what = f"finAPI's token endpoint gave an unreadable answer ({reason})"
+        return _Try(error=self._unusable(what), again=not self._by_password)
+
+    def _unusable(self, what: str) -> TokenEndpointError:
+        return TokenEndpointError(what, request_id=self.request_id)
+
+
+def _clean(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a token answer that are sound; what is not goes, so that oauthlib cannot trip over it."""
+    kind = answer.get("token_type", "bearer")
+    if not isinstance(kind, str) or kind.lower() != "bearer":
+        return {}
+    text = {name: answer.get(name) for name in ("access_token", "refresh_token", "scope")}
+    clean: dict[str, Any] = {name: value for name, value in text.items() if isinstance(value, str) and value}
+    lifetime = Token.from_dict({"access_token": "-", "expires_in": answer.get("expires_in")}, issued_at=0).expires_at
+    if lifetime is not None:
+        clean["expires_in"] = int(lifetime) or 1
+    return clean
+
+
+def _as_revocation_error(error: FinapiError) -> RevocationError:
+    return RevocationError(
+        f"the token was not revoked: {error.args[0]}",
+        status=error.status,
+        code=error.code,
+        description=error.description,
+        request_id=error.request_id,
+    )
+
+
+def _distrusted(reason: object) -> bool:
+    """Tell whether *reason* is a certificate that is not trusted; trying again would not help."""
+    return isinstance(reason, SSLError) and isinstance(reason.args[0], ssl.SSLCertVerificationError)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds of a ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
+    if value is None:
+        return None
+    policy = Retry()
+    policy.retry_after_max = 10**9
+    try:
+        return policy.parse_retry_after(value)
+    except (HTTPError, ValueError, OverflowError, TypeError):
+        return None
+
+
+def _shorter(timeout: Timeout) -> tuple[float, float]:
+    """Return connect and read timeouts in seconds: the session's, but no longer than a token call deserves."""
+    connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    return min(connect or CONNECT, CONNECT), min(read or READ, READ)
+
+
+_within_token_call: ContextVar[bool] = ContextVar("finapi_session_token_call", default=False)
+
+
+def _other_peoples(_record: logging.LogRecord) -> bool:
+    return not _within_token_call.get()
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep requests-oauthlib from logging our secrets at DEBUG; other users of it keep their logs."""
+    logging.getLogger("requests_oauthlib.oauth2_session").addFilter(_other_peoples)
+    reset = _within_token_call.set(True)
+    try:
+        yield
+    finally:
+        _within_token_call.reset(reset)

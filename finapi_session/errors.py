@@ -1,0 +1,158 @@
+"""What can go wrong, as exceptions.
+
+::
+
+    requests.RequestException
+    └── FinapiError
+        ├── TokenError               no token to be had
+        │   ├── InvalidClientError   401: client id or secret
+        │   ├── InvalidGrantError    400: username, password or refresh token
+        │   ├── AccessDeniedError    403: unverified user, wrong kind of client, wrong API version
+        │   ├── UserLockedError      423: too many wrong passwords
+        │   ├── LoginRequiredError   nothing left to get a token with
+        │   └── TokenEndpointError   no usable answer; passing, unless it says otherwise
+        ├── RevocationError          a token could not be revoked
+        └── ApiError                 an API call failed (also a requests.HTTPError)
+
+None of them holds a secret, nor a request or a response that does: they may be logged, pickled and shown.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar, TypeVar
+
+import requests
+
+_Error = TypeVar("_Error", bound="FinapiError")
+
+
+class FinapiError(requests.RequestException):
+    """Base of all errors of this library.
+
+    ``status`` is finAPI's HTTP status, ``code`` and ``description`` what its body says (redacted),
+    ``request_id`` the id to quote to finAPI's support; each is ``None`` where there is none.
+    """
+
+    advice: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        description: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.status = status
+        self.code = code
+        self.description = description
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        said = " ".join(str(part) for part in (self.status, self.code, self.description) if part)
+        text = f"{self.args[0]} ({said})." if said else f"{self.args[0]}."
+        text = f"{text} {self.advice}" if self.advice else text
+        return f"{text} [request id {self.request_id}]" if self.request_id else text
+
+    def again(self: _Error) -> _Error:
+        """Return an equal error without this one's traceback, to be raised in another call."""
+        return copy.copy(self).with_traceback(None)
+
+
+class TokenError(FinapiError):
+    """No access token could be had."""
+
+
+class InvalidClientError(TokenError):
+    """finAPI does not accept the client's id or secret (401)."""
+
+    advice = "Check client_id and client_secret, and that they belong to this environment."
+
+
+class InvalidGrantError(TokenError):
+    """finAPI does not accept the user's credentials, the refresh token or the grant (400).
+
+    A refused password is not sent again until it changes, or ``revoke()`` is called: finAPI locks the user
+    after a few wrong ones.
+    """
+
+    advice = "Correct the username or password; this one is not sent again, unless revoke() is called first."
+
+
+class AccessDeniedError(TokenError):
+    """The user is not verified yet, or the client is of the wrong kind or API version (403)."""
+
+    advice = "Verify the user, or use the environment of your API version (SANDBOX/LIVE or SANDBOX_V2/LIVE_V2)."
+
+
+class UserLockedError(TokenError):
+    """finAPI locked the user after too many wrong passwords (423)."""
+
+    advice = "Only a password change unlocks the user."
+
+
+class LoginRequiredError(TokenError):
+    """There is no token left, and no password to get one with."""
+
+    advice = "Create the session with the user's password, or with token=."
+
+
+class TokenEndpointError(TokenError):
+    """The token endpoint gave no usable answer: unreachable, overloaded, or not speaking OAuth.
+
+    ``retry_after`` is the number of seconds after which finAPI asks to be called again, or ``None``.
+    """
+
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.retry_after is None else f"{text} Try again in {self.retry_after:.0f} s."
+
+
+class RevocationError(FinapiError):
+    """finAPI did not revoke a token: it may still be valid."""
+
+    advice = "The token may still be valid: call revoke() again."
+
+
+class ApiError(FinapiError, requests.HTTPError):
+    """An API call was answered with 400 or above; see :func:`~finapi_session.raise_for_error`.
+
+    ``errors`` are the entries of finAPI's list, each with code, type, message and field where it tells them;
+    ``response`` is the answer without its request, cookies and secrets.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        description: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(what, status=status, code=code, description=description, request_id=request_id)
+        self.errors: tuple[Any, ...] = ()
+
+    @property
+    def advice(self) -> str:  # type: ignore[override]
+        """What to do next, by the status."""
+        if self.status is not None and self.status >= 500 and self.status != 510:
+            return "finAPI failed: try again later."
+        return _API_ADVICE.get(self.status, "")
+
+
+_API_ADVICE: dict[int | None, str] = {
+    401: "finAPI rejected the token, and a new one too.",
+    403: "This call wants the other kind of token (the client's or a user's), or a right that the client lacks.",
+    404: "What was asked for is not there, or not this user's.",
+    405: "Check the method and the path.",
+    423: "The bank connection is busy: try again later.",
+    429: "Too many calls: try again later.",
+    451: "finAPI may not serve this for legal reasons.",
+    510: "The bank wants more from the user: continue as the error's code says.",
+}

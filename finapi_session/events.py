@@ -1,0 +1,84 @@
+"""What happens to tokens, told to the log and to whoever wants to count."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+log = logging.getLogger("finapi_session")
+
+_LEVELS = {
+    "issued": logging.INFO,
+    "renewed": logging.INFO,
+    "adopted": logging.INFO,
+    "revoked": logging.INFO,
+    "refused": logging.WARNING,
+    "failed": logging.WARNING,
+    "store_failed": logging.WARNING,
+    "decided": logging.DEBUG,
+}
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One fact about a token; it holds no secret.
+
+    ``kind`` is ``issued`` (the first token, or one for a password), ``renewed``, ``adopted`` (found in the
+    store, or given by the caller), ``revoked``, ``refused`` (finAPI will not give one), ``failed`` (no usable
+    answer), ``store_failed`` or ``decided`` (why nothing was asked). ``identity`` is a client or user,
+    ``environment`` finAPI's base URL, ``expires_in`` the seconds that the token is good for (``None``: for
+    ever, or there is none), ``milliseconds`` how long it took, ``reason`` what happened and what comes next.
+    """
+
+    kind: str
+    identity: str
+    environment: str
+    expires_in: float | None = None
+    request_id: str | None = None
+    milliseconds: float | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"token {self.kind.replace('_', ' ')}: {self.identity} at {self.environment}"]
+        if self.expires_in is not None:
+            parts.append(f"{self.expires_in:.0f} s left")
+        if self.milliseconds is not None:
+            parts.append(f"{self.milliseconds:.0f} ms")
+        if self.request_id:
+            parts.append(f"request id {self.request_id}")
+        if self.reason:
+            parts.append(self.reason)
+        return ", ".join(parts)
+
+
+#: What ``on_event`` takes.
+Listener = Callable[[TokenEvent], object]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Writes events to the logger ``finapi_session`` and hands them to ``on_event``."""
+
+    environment: str
+    on_event: Listener | None = None
+
+    def tell(
+        self,
+        kind: str,
+        identity: str,
+        expires_in: float | None = None,
+        request_id: str | None = None,
+        milliseconds: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Tell one event. A listener that raises is logged and costs nothing else."""
+        event = TokenEvent(kind, identity, self.environment, expires_in, request_id, milliseconds, reason)
+        level = _LEVELS[kind]
+        if log.isEnabledFor(level):
+            log.log(level, "%s", event, extra={f"finapi_{name}": value for name, value in asdict(event).items()})
+        if self.on_event is not None:
+            try:
+                self.on_event(event)
+            except Exception as error:
+                log.warning("on_event raised %s; the call goes on", type(error).__name__)

@@ -1,0 +1,114 @@
+"""Who asks for a token, and with what."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Union
+
+#: A secret, or a callable that returns it, asked each time it is needed (a vault, a prompt).
+Secret = Union[str, Callable[[], str]]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credentials:
+    """The credentials of one identity, as they are at one moment. Its repr shows no secret."""
+
+    client_id: str
+    client_secret: str
+    username: str | None = None
+    password: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Credentials of {self}>"
+
+    def __str__(self) -> str:
+        return _label(self.client_id, self.username)
+
+    def key(self, token_url: str) -> str:
+        """Return the name under which a store keeps this identity's token.
+
+        A wrong or rotated client secret makes another key, and so finds nothing. finAPI's user ids are
+        case-insensitive.
+        """
+        return self._digest("key", token_url, self.client_id, self.username and self.username.lower())
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this password from another one without telling the password; empty without one."""
+        return "" if self.password is None else self._digest("password", self.password)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return what no error may repeat."""
+        return tuple(secret for secret in (self.client_secret, self.password) if secret)
+
+    def _digest(self, *parts: str | None) -> str:
+        return hmac.new(self.client_secret.encode(), json.dumps(parts).encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Identity:
+    """A client, or a user of a client. Its repr shows no secret.
+
+    Raises ``TypeError`` or ``ValueError``, naming the argument, for what cannot be sent.
+    """
+
+    client_id: str
+    client_secret: Secret
+    username: str | None = None
+    password: Secret | None = None
+
+    def __post_init__(self) -> None:
+        _check("client_id", self.client_id)
+        if not callable(self.client_secret):
+            _check("client_secret", self.client_secret)
+        if self.username is not None:
+            _check("username", self.username)
+        if self.password is not None:
+            if self.username is None:
+                raise ValueError("password needs a username")
+            if not callable(self.password):
+                _check("password", self.password)
+
+    def __repr__(self) -> str:
+        return f"<Identity {self}>"
+
+    def __str__(self) -> str:
+        return _label(self.client_id, self.username)
+
+    def user(self, username: str, password: Secret | None) -> Identity:
+        """Return a user of the same client."""
+        _check("username", username)
+        return Identity(self.client_id, self.client_secret, username, password)
+
+    def credentials(self) -> Credentials:
+        """Return the secrets as they are now; what a callable raises comes through."""
+        client_secret = _reveal("client_secret", self.client_secret)
+        password = None if self.password is None else _reveal("password", self.password)
+        return Credentials(self.client_id, client_secret, self.username, password)
+
+
+def _label(client_id: str, username: str | None) -> str:
+    return f"client {client_id!r}" if username is None else f"user {username!r}"
+
+
+def _reveal(argument: str, secret: Secret) -> str:
+    if not callable(secret):
+        return secret
+    return _check(f"{argument} (as its callable returned it)", secret())
+
+
+def _check(argument: str, value: object) -> str:
+    """Return *value* if it is text that a form can carry, else raise without showing it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be text, not {type(value).__name__}")
+    if not value:
+        raise ValueError(f"{argument} must not be empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{argument} must be text that UTF-8 can carry") from None
+    return value

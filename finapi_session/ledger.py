@@ -1,0 +1,115 @@
+"""The records in a store: a store that fails costs a warning, never a call."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .events import Journal
+from .record import Record
+from .stores.protocol import TokenStore
+
+# What is remembered for a store that fails later: enough for the identities of a busy process.
+_MOST_REMEMBERED = 1000
+
+
+class Ledger:
+    """Reads and writes the records of a store, and stands in for it while it fails.
+
+    Each record that went through here is remembered, so that neither a token nor a refusal is lost on a store
+    that is down, full or read-only. What such a store did not take counts until it holds something newer.
+    """
+
+    def __init__(self, store: TokenStore, journal: Journal) -> None:
+        missing = [name for name in ("get", "set", "delete", "lock") if not callable(getattr(store, name, None))]
+        if isinstance(store, type):
+            raise TypeError(f"store must be an object, not the class {store.__name__}: write {store.__name__}(...)")
+        if missing:
+            lacks = f"{type(store).__name__} lacks {', '.join(missing)}"
+            raise TypeError(f"store must have get, set, delete and lock; {lacks}")
+        self.store = store
+        self._journal = journal
+        self._remembered: OrderedDict[str, Record] = OrderedDict()
+        self._unsaved: set[str] = set()
+        self._failing: set[str] = set()
+
+    def load(self, key: str) -> Record:
+        """Return the record under *key*, an empty one if there is none."""
+        remembered = self._remembered.get(key, Record())
+        try:
+            text = self.store.get(key)
+            stored = Record() if text is None else Record.loads(text)
+        except ValueError:
+            self._warn("get", "what it holds is no record of ours, and is taken for nothing")
+            return remembered
+        except Exception as error:
+            self._warn("get", type(error).__name__)
+            return remembered
+        self._failing.discard("get")
+        if key in self._unsaved and remembered.serial > stored.serial:
+            return remembered
+        self._remember(key, stored)
+        return stored
+
+    def save(self, key: str, record: Record) -> None:
+        """Keep *record* under *key*."""
+        self._remember(key, record)
+        with self._saving(key, "set"):
+            self.store.set(key, record.dumps())
+
+    def forget(self, key: str) -> None:
+        """Keep nothing under *key*."""
+        self._remember(key, self._remembered.get(key, Record()).next(time.time(), token=None, refusals={}))
+        with self._saving(key, "delete"):
+            self.store.delete(key)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclude the other holders of *key* while the store can; go on without if it cannot."""
+        held: Any = None
+        try:
+            held = self.store.lock(key)
+            held.__enter__()
+        except Exception as error:
+            held = None
+            self._warn("lock", type(error).__name__)
+        try:
+            yield
+        finally:
+            if held is not None:
+                self._release(held)
+
+    def _release(self, held: Any) -> None:
+        try:
+            held.__exit__(None, None, None)
+        except Exception as error:
+            self._warn("lock", type(error).__name__)
+        else:
+            self._failing.discard("lock")
+
+    def _remember(self, key: str, record: Record) -> None:
+        self._remembered[key] = record
+        if len(self._remembered) > _MOST_REMEMBERED:
+            self._remembered.popitem(last=False)
+
+    @contextmanager
+    def _saving(self, key: str, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._unsaved.add(key)
+            self._warn(verb, type(error).__name__)
+        else:
+            self._unsaved.discard(key)
+            self._failing.discard(verb)
+
+    def _warn(self, verb: str, reason: str) -> None:
+        """Warn once an outage; an exception's text may hold a value, so only its name is told."""
+        first = not self._failing
+        self._failing.add(verb)
+        if first:
+            name = type(self.store).__name__
+            self._journal.tell("store_failed", name, reason=f"{verb}: {reason}; going on with what is in memory")

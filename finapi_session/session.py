@@ -1,0 +1,320 @@
+"""A requests.Session that always carries a valid finAPI token."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import re
+import uuid
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
+from urllib3.util import Retry
+
+from .auth import BearerAuth, bearer_auth_of
+from .endpoint import RETRIES, Timeout, TokenEndpoint
+from .environment import SANDBOX, Environment
+from .events import Journal, Listener
+from .grants import Identity, Secret
+from .ledger import Ledger
+from .problem import raise_for_error
+from .source import TokenSource
+from .stores.memory import MemoryStore
+from .stores.protocol import TokenStore
+from .tokens import Bearer, Token
+
+#: Seconds to connect and to wait for an answer, where a call names no timeout.
+TIMEOUT = (10.0, 180.0)
+# finAPI's limit is 255 characters; a control character would end the header, and headers are Latin-1.
+_REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
+
+_Session = TypeVar("_Session", bound="FinapiSession")
+
+
+def new_request_id() -> str:
+    """Return a new unique request id."""
+    return str(uuid.uuid4())
+
+
+class FinapiSession(requests.Session):
+    """A ``requests.Session`` for one finAPI client, or one of its users.
+
+    Its calls to *environment* carry a token that is fetched at the first call, renewed up to *leeway* seconds
+    before it expires or when finAPI rejects it, kept in *store* (in memory by default), and revoked on close
+    if *revoke_on_close* says so (by default: unless *store* is the caller's, since others may live on it).
+
+    *client_secret* and *password* are text, or callables that return it. *token* is a :class:`Token`, or a
+    dict as OAuth libraries keep it, had elsewhere. *timeout* (seconds, or a pair for connecting and reading)
+    stands in where a call names none. *request_id* makes the ``X-Request-Id`` of each call that has none, or
+    is that text. *retries* is a urllib3 ``Retry``, or a count, for passing failures of the token endpoint.
+    *raise_for_error* raises :class:`ApiError` on every answer of 400 and above. *on_event* is called with a
+    :class:`TokenEvent` for everything that happens to a token.
+
+    Raises ``ValueError`` or ``TypeError``, naming the argument, before anything is sent; any call may raise a
+    :class:`TokenError`.
+    """
+
+    def __init__(
+        self,
+        client_id: str,
+        client_secret: Secret,
+        *,
+        username: str | None = None,
+        password: Secret | None = None,
+        environment: Environment | str = SANDBOX,
+        store: TokenStore | None = None,
+        token: Token | Mapping[str, Any] | None = None,
+        leeway: float = 60.0,
+        revoke_on_close: bool | None = None,
+        timeout: Timeout = TIMEOUT,
+        request_id: str | Callable[[], str] = new_request_id,
+        retries: Retry | int = RETRIES,
+        raise_for_error: bool = False,
+        on_event: Listener | None = None,
+    ) -> None:
+        identity = Identity(client_id, client_secret, username, password)
+        given = _token(token)
+        super().__init__()
+        self.environment = _environment(environment)
+        self.timeout = timeout
+        self.request_id = _request_ids(request_id)
+        self.raise_for_error = raise_for_error
+        self.revoke_on_close = store is None if revoke_on_close is None else revoke_on_close
+        self._leeway = _leeway(leeway)
+        self._journal = Journal(self.environment.base_url, _listener(on_event))
+        self._ledger = Ledger(MemoryStore() if store is None else store, self._journal)
+        self._endpoint = TokenEndpoint(
+            self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
+        )
+        client = Identity(client_id, client_secret)
+        self._client = self._source(client, given if username is None else None)
+        self._own = self._client if username is None else self._source(identity, given)
+        self._parent: FinapiSession | None = None
+        self._users: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
+        self.auth = BearerAuth(self._own, self.environment)
+        _roots.add(self)
+
+    @classmethod
+    def from_env(cls: type[_Session], **overrides: Any) -> _Session:
+        """Make a session from the environment variables ``FINAPI_CLIENT_ID`` and so on.
+
+        They are ``_CLIENT_ID``, ``_CLIENT_SECRET``, ``_USERNAME``, ``_PASSWORD`` and ``_ENVIRONMENT`` (a name such
+        as ``live``, or an https base URL). *overrides* are arguments, which go before.
+
+        Raises ``ValueError`` if the client's id or secret is not there.
+        """
+        names = ("client_id", "client_secret", "username", "password", "environment")
+        found = {name: os.environ.get(f"FINAPI_{name.upper()}") for name in names}
+        arguments = {name: value for name, value in found.items() if value} | overrides
+        for name in ("client_id", "client_secret"):
+            if name not in arguments:
+                raise ValueError(f"set FINAPI_{name.upper()} in the environment, or give {name}=")
+        return cls(**arguments)
+
+    def user(self: _Session, username: str, password: Secret | None = None) -> _Session:
+        """Return a session for a user of the same client, on the same connections, settings and store.
+
+        Closing it revokes her token only, if at all, and leaves the connections open. Cookies are not shared.
+        """
+        identity = self._client.identity.user(username, password)
+        session = type(self).__new__(type(self))
+        session.__dict__.update(self.__dict__)
+        session.headers, session.cookies = self.headers.copy(), RequestsCookieJar()
+        session.proxies, session.params = dict(self.proxies), dict(self.params)
+        session.hooks = {event: list(hooks) for event, hooks in self.hooks.items()}
+        session._parent = self._parent or self
+        session._own = self._source(identity)
+        session.auth = BearerAuth(session._own, self.environment)
+        self._users.add(session)
+        return session
+
+    def fetch_token(self) -> Token:
+        """Return a valid token, renewed if need be. Raises a :class:`TokenError`."""
+        return self._own.token()
+
+    def revoke(self) -> None:
+        """Revoke this session's token, and forget it and what finAPI refused.
+
+        The next call asks for a new one. Raises :class:`RevocationError`; the token is kept then.
+        """
+        self._own.revoke(None if self._own is self._client else BearerAuth(self._client, self.environment))
+
+    def close(self) -> None:
+        """Revoke the tokens, the users' before the client's, if ``revoke_on_close``; then close the connections.
+
+        Never raises for a failed revocation: that is logged.
+        """
+        for session in list(self._users) if self._parent is None else ():
+            session.close()
+        if self.revoke_on_close:
+            self._revoke_quietly()
+        if self._parent is None:
+            super().close()
+
+    def request(self, method: str, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request as requests does; a relative *url* is one of the environment's."""
+        return super().request(method, self.environment.absolute(url), *args, **kwargs)
+
+    def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
+        """Prepare *request* as requests does, on the environment's base URL and with a request id."""
+        url = self.environment.absolute(request.url or "")
+        if url != request.url:
+            request = copy.copy(request)
+            request.url = url
+        prepared = super().prepare_request(request)
+        if self.environment.trusts(prepared.url):
+            given = prepared.headers.get("X-Request-Id")
+            if given is None:
+                prepared.headers["X-Request-Id"] = self.request_id()
+            else:
+                _check_request_id(given if isinstance(given, str) else given.decode("latin-1"))
+        return prepared
+
+    def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
+        """Send *request* as requests does, with the session's timeout where the call names none."""
+        if kwargs.get("timeout") is None:
+            kwargs["timeout"] = self.timeout
+        response = super().send(request, **kwargs)
+        if self.raise_for_error:
+            raise_for_error(response)
+        return response
+
+    def merge_environment_settings(
+        self, url: str, proxies: Any, stream: bool | None, verify: Any, cert: Any
+    ) -> dict[str, Any]:
+        """Merge as requests does, but let an explicit ``session.verify`` beat ``REQUESTS_CA_BUNDLE``."""
+        if verify is None and self.verify is not True:
+            verify = self.verify
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Let the token go along with a redirect to trusted origins only; netrc never takes its place."""
+        auth = bearer_auth_of(prepared_request)
+        sent = response.request.headers.get("Authorization")
+        if auth is not None and isinstance(sent, Bearer):
+            auth.redirected(prepared_request)
+        elif auth is None or sent is not None:
+            super().rebuild_auth(prepared_request, response)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_users"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._users = weakref.WeakSet()
+        if self._parent is None:
+            _roots.add(self)
+
+    def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
+        return TokenSource(identity, self._endpoint, self._ledger, self._journal, self._leeway, token)
+
+    def _revoke_quietly(self) -> None:
+        """Revoke what this session holds, the user's token first: the client's is needed for that."""
+        revocations = [(self._own, self.revoke)]
+        if self._parent is None and self._own is not self._client:
+            revocations.append((self._client, self._client.revoke))
+        for source, revoke in revocations:
+            if source.held is not None:
+                try:
+                    revoke()
+                except Exception as error:
+                    self._journal.tell(
+                        "failed", str(source.identity), reason=f"{type(error).__name__} on close; the token lives on"
+                    )
+
+
+def _token(given: Token | Mapping[str, Any] | None) -> Token | None:
+    if given is None or isinstance(given, Token):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"token must be a Token or a mapping with access_token, not {type(given).__name__}")
+    try:
+        return Token.from_dict(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"token is not usable: {error}") from None
+
+
+def _environment(given: Environment | str) -> Environment:
+    if isinstance(given, str):
+        return Environment.named(given)
+    if not isinstance(given, Environment):
+        raise TypeError(f"environment must be an Environment or its name, not {type(given).__name__}")
+    return given
+
+
+def _leeway(given: float) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise TypeError(f"leeway must be a number of seconds, not {type(given).__name__}")
+    if not math.isfinite(given) or given < 0:
+        raise ValueError(f"leeway must be a finite number of seconds from 0 up, not {given}")
+    return given
+
+
+def _timeout(given: Timeout) -> Timeout:
+    parts = given if isinstance(given, tuple) else (given, given)
+    sound = [part is None or (isinstance(part, (int, float)) and part > 0) for part in parts]
+    if len(parts) != 2 or not all(sound):
+        raise ValueError(f"timeout must be seconds above 0, or a pair (connect, read) of them, not {given!r}")
+    return given
+
+
+def _retry(given: Retry | int) -> Retry:
+    if isinstance(given, Retry):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ValueError(f"retries must be a urllib3 Retry or a count from 0 up, not {given!r}")
+    return RETRIES.new(total=given)
+
+
+def _listener(given: Listener | None) -> Listener | None:
+    if given is not None and not callable(given):
+        raise TypeError(f"on_event must be callable, not {type(given).__name__}")
+    return given
+
+
+def _request_ids(given: str | Callable[[], str]) -> Callable[[], str]:
+    if given is new_request_id:
+        return new_request_id
+    if isinstance(given, str):
+        return partial(str, _check_request_id(given))
+    if not callable(given):
+        raise TypeError(f"request_id must be text or a callable that returns it, not {type(given).__name__}")
+    return partial(_ask_for_request_id, given)
+
+
+def _ask_for_request_id(make: Callable[[], str]) -> str:
+    return _check_request_id(make())
+
+
+def _check_request_id(request_id: object) -> str:
+    if not isinstance(request_id, str):
+        raise TypeError(f"request_id must be text, not {type(request_id).__name__}")
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise ValueError("request_id must be 1 to 255 characters that a header can carry, no control characters")
+    return request_id
+
+
+_roots: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
+_parents_pools: list[object] = []
+
+
+def _reconnect_in_child() -> None:
+    """Give a forked child connections of its own: two processes on one TLS connection garble it.
+
+    The parent's pools are kept, untouched: to close them would take locks that nobody in the child releases.
+    """
+    for session in list(_roots):
+        for adapter in session.adapters.values():
+            if isinstance(adapter, HTTPAdapter):
+                _parents_pools.append((adapter.poolmanager, adapter.proxy_manager))
+                adapter.__setstate__(adapter.__getstate__())
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows
+    os.register_at_fork(after_in_child=_reconnect_in_child)

@@ -1,0 +1,359 @@
+"""When to ask for a token, who asks, and what then."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+from requests.auth import AuthBase
+
+from .endpoint import TokenEndpoint
+from .errors import (
+    FinapiError,
+    InvalidClientError,
+    InvalidGrantError,
+    LoginRequiredError,
+    TokenEndpointError,
+    TokenError,
+)
+from .events import Journal
+from .grants import Credentials, Identity
+from .ledger import Ledger
+from .record import Record, Refusal
+from .tokens import Bearer, Token
+
+#: Seconds that a thread waits for another one of its process that is renewing. The other may wait for the
+#: store's lock (20 s), then for two token calls of 70 s each at the very worst (see ``endpoint.PATIENCE``).
+TURN = 160.0
+#: Seconds for which a token is not renewed again after finAPI rejected what it had just given.
+STANDSTILL = 30.0
+# So many tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
+_STRIKES = 2
+_LAST_SECOND = 1.0
+
+
+class _Held(NamedTuple):
+    """The token in use, and until when (epoch seconds) nobody need think about it."""
+
+    token: Token
+    fresh_until: float
+
+
+class _Failure(NamedTuple):
+    """The last token call that failed: when (monotonic seconds), and for how long finAPI wants no other."""
+
+    error: FinapiError
+    at: float
+    rest: float
+
+    def answers(self, entered: float) -> bool:
+        """Tell whether it is the answer for who came at *entered*: before it failed, or before the rest is over."""
+        return 0 < self.at + self.rest - entered <= TURN + self.rest
+
+
+class TokenSource:
+    """The tokens of one identity: always a valid one, asked for as rarely as possible.
+
+    Any number of threads may use it. A thread waits at most :data:`TURN` seconds for another thread's renewal.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        endpoint: TokenEndpoint,
+        ledger: Ledger,
+        journal: Journal,
+        leeway: float = 60.0,
+        token: Token | None = None,
+    ) -> None:
+        self.identity = identity
+        self._endpoint = endpoint
+        self._ledger = ledger
+        self._journal = journal
+        self._leeway = leeway
+        self._record = Record(token, (token and token.issued_at) or 0.0)
+        self._held: _Held | None = None
+        self._failure: _Failure | None = None
+        self._strikes = 0
+        self._standstill: tuple[Bearer, float] | None = None
+        # By process, so that a forked child never meets a lock that a thread of its parent holds.
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_locks": {}, "_failure": None}
+
+    @property
+    def held(self) -> Token | None:
+        """The token in use, if there is one; nothing is asked."""
+        return self._record.token
+
+    def token(self) -> Token:
+        """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`."""
+        held = self._held
+        if held is not None and time.time() < held.fresh_until:
+            return held.token
+        if held is None or held.token.expired(time.time()):
+            return self._token_in_turn()
+        self._renew_early(held)
+        return (self._held or held).token
+
+    def renew(self, rejected: Bearer) -> Token | None:
+        """Return another token than the one that the API *rejected*, or ``None`` if finAPI has no better one.
+
+        Raises a :class:`TokenError`.
+        """
+        other = self._other_than(rejected)
+        if other is not None:
+            return other
+        with self._turn():
+            other = self._other_than(rejected)
+            if other is not None:
+                return other
+            if self._stands_still(rejected):
+                return None
+            token = self._obtain(rejected)
+            if token.authorization != rejected:
+                return token
+            self._stand_still(rejected, "finAPI gives the rejected token again")
+            return None
+
+    def accepted(self) -> None:
+        """Note that the API took a token of ours."""
+        self._strikes = 0
+
+    def rejected(self, token: Token) -> None:
+        """Note that the API rejected *token*, which finAPI had just given in place of another rejected one."""
+        self._strikes += 1
+        if self._strikes >= _STRIKES:
+            self._stand_still(token.authorization, "the API rejects what finAPI gives")
+
+    def revoke(self, bearer: AuthBase | None = None) -> None:
+        """Revoke the identity's token, held or stored, and forget it and what finAPI refused.
+
+        *bearer* is the client's; without it the token, being the client's own, proves itself. Raises
+        :class:`RevocationError` and keeps the token, so that it can be tried again.
+        """
+        with self._turn(sharing=False):
+            credentials = self.identity.credentials()
+            key = self._key(credentials)
+            with self._ledger.lock(key):
+                token = self._newest(self._ledger.load(key), credentials).token
+                if token is not None and (token.refresh_token or not token.expired(time.time())):
+                    self._endpoint.revoke(str(self.identity), token, bearer)
+                self._ledger.forget(key)
+                self._record, self._held, self._standstill = Record(), None, None
+
+    def _token_in_turn(self) -> Token:
+        with self._turn():
+            held = self._held
+            if held is not None and not held.token.expired(time.time()):
+                return held.token
+            return self._obtain()
+
+    def _renew_early(self, held: _Held) -> None:
+        """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
+        lock = self._lock()
+        if not lock.acquire(blocking=False):
+            return
+        try:
+            if self._held is held:
+                self._obtain(early=True)
+        except Exception as error:
+            self._held = _Held(held.token, self._next_try(held.token, getattr(error, "retry_after", None)))
+            reason = f"{type(error).__name__} before expiry: the token held goes on"
+            self._journal.tell("decided", str(self.identity), reason=reason)
+        finally:
+            lock.release()
+
+    def _next_try(self, token: Token, retry_after: float | None) -> float:
+        """Return when to try again in the soft window: waiting as long as it has lasted, some six times in all."""
+        opened, now = token.renew_at(self._leeway), time.time()
+        closes = token.expires_at or now
+        return min(closes, now + max(now - opened, (closes - opened) / 30, retry_after or 0.0))
+
+    def _obtain(self, rejected: Bearer | None = None, *, early: bool = False) -> Token:
+        """Take a usable token from the store, else ask finAPI for one; one process at a time."""
+        credentials = self.identity.credentials()
+        need = _Need(credentials, self._key(credentials), rejected, early)
+        found = self._newest(self._ledger.load(need.key), credentials)
+        if self._serves(found, need):
+            return self._adopt(found)
+        with self._ledger.lock(need.key):
+            stored = self._ledger.load(need.key)
+            found = self._newest(stored, credentials)
+            if self._serves(found, need):
+                return self._adopt(found)
+            try:
+                return self._ask(need, stored, found)
+            except TokenError as error:
+                if not early:
+                    rest = getattr(error, "retry_after", None) or 0.0
+                    self._failure = _Failure(error, time.monotonic(), rest)
+                raise
+
+    def _newest(self, stored: Record, credentials: Credentials) -> Record:
+        """Return the newer one of what is stored for this very password and what is held."""
+        ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
+        return stored if ours and stored.token is not None and stored.serial >= self._record.serial else self._record
+
+    def _serves(self, record: Record, need: _Need) -> bool:
+        now, token = time.time(), record.token
+        if token is None or token.authorization == need.rejected or token.expired(now):
+            return False
+        return not need.early or now < record.fresh_until(self._leeway)
+
+    def _adopt(self, record: Record) -> Token:
+        token = self._hold(record)
+        expires_in = None if token.expires_at is None else token.expires_at - time.time()
+        self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
+        return token
+
+    def _hold(self, record: Record) -> Token:
+        assert record.token is not None
+        self._failure = None
+        self._record, self._held = record, _Held(record.token, record.fresh_until(self._leeway))
+        return record.token
+
+    def _ask(self, need: _Need, stored: Record, known: Record) -> Token:
+        """Ask finAPI, and keep what it says before it is used: a token or a refusal."""
+        refusal = stored.refusal(need.credentials.fingerprint, time.time())
+        refreshable = known.token is not None and known.token.refresh_token is not None
+        if refusal is not None and (refusal.until is not None or not refreshable):
+            raise refusal.to_error()
+        try:
+            token = self._exchange(need, known.token, refusal)
+        except TokenError as error:
+            self._keep_refusal(need, stored, known.token, error)
+            raise
+        return self._keep(need, stored, known, token)
+
+    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
+        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
+        credentials, patient = need.credentials, not need.early
+        if credentials.username is None:
+            return self._endpoint.fetch(credentials, patient=patient)
+        refused: TokenError | None = None
+        if last is not None and last.refresh_token is not None:
+            try:
+                token = self._endpoint.fetch(credentials, last, patient=patient)
+                return token if token.refresh_token else replace(token, refresh_token=last.refresh_token)
+            except (InvalidGrantError, InvalidClientError) as error:
+                refused = error
+        if refusal is not None:
+            raise refusal.to_error()
+        if credentials.password is None:
+            raise _login_required(self.identity, refused)
+        return self._endpoint.fetch(credentials, patient=patient)
+
+    def _keep(self, need: _Need, stored: Record, known: Record, token: Token) -> Token:
+        """Keep the *token* that finAPI gave, and hold it."""
+        now, last, sticky = time.time(), known.token, False
+        if last is not None and token.access_token == last.access_token:
+            if last.authorization == need.rejected:
+                return token
+            token, sticky = _same_again(last, token, now, need.early), need.early
+        record = Record(
+            token,
+            serial=max(now, stored.serial + 0.001, known.serial + 0.001),
+            fingerprint=need.credentials.fingerprint or known.fingerprint,
+            sticky=sticky,
+            refusals=stored.refusals,
+        )
+        self._ledger.save(need.key, record)
+        return self._hold(record)
+
+    def _keep_refusal(self, need: _Need, stored: Record, last: Token | None, error: TokenError) -> None:
+        """Keep *error* if finAPI judged, for all processes; a refresh token that it refused goes."""
+        if error.status is None or isinstance(error, TokenEndpointError):
+            return
+        now, fingerprint = time.time(), need.credentials.fingerprint
+        wrong = isinstance(error, InvalidGrantError) or error.status == 400
+        refusal = Refusal.of(error, for_good=wrong and need.credentials.password is not None, now=now)
+        token = stored.token
+        if wrong and last is not None:
+            spent = replace(last, refresh_token=None)
+            token = spent if token == last else token
+            self._record = replace(self._record, token=spent)
+        self._ledger.save(need.key, stored.next(now, token=token, refusals=stored.refused(fingerprint, refusal)))
+
+    def _other_than(self, rejected: Bearer) -> Token | None:
+        held = self._held
+        if held is None or held.token.authorization == rejected or held.token.expired(time.time()):
+            return None
+        return held.token
+
+    def _stand_still(self, rejected: Bearer, reason: str) -> None:
+        self._standstill = (Bearer(rejected), time.time() + STANDSTILL)
+        self._journal.tell(
+            "decided", str(self.identity), reason=f"{reason}: it is not renewed again for {STANDSTILL:.0f} s"
+        )
+
+    def _stands_still(self, rejected: Bearer) -> bool:
+        if self._standstill is None:
+            return False
+        standing, until = self._standstill
+        return standing == rejected and 0 < until - time.time() <= STANDSTILL
+
+    def _key(self, credentials: Credentials) -> str:
+        return credentials.key(self._endpoint.environment.token_url)
+
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(os.getpid(), threading.Lock())
+
+    @contextmanager
+    def _turn(self, sharing: bool = True) -> Iterator[None]:
+        """Let one thread of this process at a time go on; those who waited while it failed share its error."""
+        entered, lock = time.monotonic(), self._lock()
+        if not lock.acquire(timeout=TURN):
+            raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
+        try:
+            failure = self._failure
+            if sharing and failure is not None and failure.answers(entered):
+                raise failure.error.again()
+            yield
+        finally:
+            lock.release()
+
+
+class _Need(NamedTuple):
+    """What is wanted: a token for *credentials*, but not the *rejected* one; *early* if there is one still good."""
+
+    credentials: Credentials
+    key: str
+    rejected: Bearer | None
+    early: bool
+
+
+def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:
+    """Return what to make of finAPI giving the token that we know (a sticky one).
+
+    Before its expiry nothing new is known. After it, ``expires_in`` 0 is a token's last second, not "never",
+    unless that second was granted before.
+    """
+    expires_at, issued_at = token.expires_at, token.issued_at
+    if early:
+        expires_at, issued_at = last.expires_at, last.issued_at
+    elif expires_at is None and last.lifetime > _LAST_SECOND:
+        expires_at, issued_at = now + _LAST_SECOND, now
+    refresh_token = token.refresh_token or last.refresh_token
+    return replace(token, expires_at=expires_at, issued_at=issued_at, refresh_token=refresh_token)
+
+
+def _login_required(identity: Identity, refused: TokenError | None) -> TokenError:
+    """Return the error for a user without a password: the client's own if that was what finAPI refused."""
+    if refused is None:
+        return LoginRequiredError(f"there is no token for {identity}")
+    if refused.code == "invalid_client":
+        return refused
+    return LoginRequiredError(
+        f"finAPI refused the refresh token of {identity}",
+        status=refused.status,
+        code=refused.code,
+        description=refused.description,
+        request_id=refused.request_id,
+    )

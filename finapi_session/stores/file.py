@@ -1,0 +1,149 @@
+"""Tokens in files of the user's own, kept between runs and shared by processes."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_state_path
+
+# A write takes milliseconds; what is older than this was left by a writer that was killed.
+_LEFTOVER_SECONDS = 60.0
+
+
+class FileStore:
+    """Keeps each value in a file (0600) of a private folder (0700), for all processes of one user.
+
+    ``directory`` is made when it is first written to; by default it is ``finapi_session`` in the user's
+    state folder. Locks are the operating system's: a killed process holds none. ``lock_timeout`` is how many
+    seconds a lock waits before it raises ``TimeoutError``. A folder that others may write, or that another
+    user owns, and a symbolic link in a file's place raise ``PermissionError``. A full or read-only disk
+    raises ``OSError``, and the old value stays.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str] | None = None, *, lock_timeout: float = 20.0
+    ) -> None:
+        if directory is None:
+            directory = user_state_path("finapi_session", appauthor=False)
+        self.directory = Path(directory).expanduser().absolute()
+        self.lock_timeout = lock_timeout
+
+    def get(self, key: str) -> str | None:
+        """Return the value last set under *key*, or ``None``; ``ValueError`` if the file is not UTF-8."""
+        path = self._path(key)
+        try:
+            _refuse_open_folder(self.directory)
+            _refuse_link(path)
+            return path.read_bytes().decode()
+        except FileNotFoundError:
+            return None
+
+    def set(self, key: str, value: str) -> None:
+        """Keep *value* under *key*; it is on the disk when this returns."""
+        path = self._path(key)
+        # A folder of their own for new files, so that leftovers are found without listing a hundred thousand.
+        incoming = self._prepare("incoming")
+        _refuse_link(path)
+        _sweep(incoming)
+        new = incoming / secrets.token_hex(16)
+        try:
+            _write(new, value.encode())
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        _sync(self.directory)
+
+    def delete(self, key: str) -> None:
+        """Forget *key*; nothing happens if it is not there."""
+        with suppress(FileNotFoundError):
+            _refuse_open_folder(self.directory)
+            self._path(key).unlink()
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclude all threads and processes that want *key*, or raise ``TimeoutError``."""
+        path = self._prepare("locks") / self._path(key).name
+        _refuse_link(path)
+        # An object of its own for each holder: threads that share one would all be let in.
+        lock = FileLock(path, mode=0o600, thread_local=False)
+        with lock.acquire(timeout=self.lock_timeout, poll_interval=0.02):
+            yield
+
+    def _path(self, key: str) -> Path:
+        return self.directory / sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def _prepare(self, name: str) -> Path:
+        folder = self.directory / name
+        _make_private(folder)
+        _refuse_open_folder(self.directory)
+        _refuse_open_folder(folder)
+        return folder
+
+    def __repr__(self) -> str:
+        return f"FileStore({str(self.directory)!r})"
+
+
+def _make_private(folder: Path) -> None:
+    """Make *folder* and its missing parents for this user alone, whatever the umask."""
+    if folder.is_dir():
+        return
+    _make_private(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir(0o700)
+        folder.chmod(0o700)
+
+
+def _refuse_open_folder(folder: Path) -> None:
+    """Raise ``PermissionError`` if others could plant or take a token in *folder*."""
+    info = folder.stat()
+    if not hasattr(os, "geteuid"):
+        return
+    if {info.st_uid, folder.lstat().st_uid} != {os.geteuid()}:
+        raise PermissionError(
+            f"{folder} belongs to another user: name a folder of your own, FileStore('...')"
+        )
+    if info.st_mode & 0o022:
+        raise PermissionError(
+            f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder"
+        )
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise PermissionError(f"{path} is a symbolic link, not a token's file: remove it")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        os.chmod(path, 0o600)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left in *folder*."""
+    oldest = time.time() - _LEFTOVER_SECONDS
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    os.unlink(entry)
+
+
+def _sync(folder: Path) -> None:
+    """Put the folder's entries on the disk too, where a folder can be opened."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,56 @@
+"""Tokens in the memory of one process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MemoryStore:
+    """Keeps values for the threads of one process, and forgets them with it.
+
+    A forked child, a pickle and a copy start with the values of that moment and go their own way; locks stay
+    behind. ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``.
+    """
+
+    def __init__(self, *, lock_timeout: float = 20.0) -> None:
+        self.lock_timeout = lock_timeout
+        self._values: dict[str, str] = {}
+        self._holders: dict[tuple[int, str], threading.Event] = {}
+
+    def get(self, key: str) -> str | None:
+        """Return the value last set under *key*, or ``None``."""
+        return self._values.get(key)
+
+    def set(self, key: str, value: str) -> None:
+        """Keep *value* under *key*."""
+        self._values[key] = value
+
+    def delete(self, key: str) -> None:
+        """Forget *key*; nothing happens if it is not there."""
+        self._values.pop(key, None)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclude the other threads that want *key*, or raise ``TimeoutError``."""
+        # The process id keeps a forked child from waiting for a thread that only its parent has.
+        place = (os.getpid(), key)
+        mine = threading.Event()
+        deadline = time.monotonic() + self.lock_timeout
+        while (holder := self._holders.setdefault(place, mine)) is not mine:
+            if not holder.wait(deadline - time.monotonic()):
+                raise TimeoutError(f"another thread held the lock for {self.lock_timeout:g} s")
+        try:
+            yield
+        finally:
+            del self._holders[place]
+            mine.set()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"lock_timeout": self.lock_timeout, "_values": dict(self._values), "_holders": {}}
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore with {len(self._values)} values>"

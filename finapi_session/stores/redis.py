@@ -1,0 +1,80 @@
+"""Tokens in Redis, shared by all hosts that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+if TYPE_CHECKING:
+    from redis import Redis
+    from redis.cluster import RedisCluster
+
+
+class RedisStore:
+    """Keeps each value under ``<prefix>token:<key>`` over the caller's own redis-py connection.
+
+    TLS, Sentinel, Cluster, passwords and retries are the client's matter; whatever it raises is raised.
+    ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``. ``lease`` is how many
+    seconds a lock lasts at most: Redis frees the lock of a killed holder then, so it must be longer than the
+    longest token call (about 90 s).
+    """
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        prefix: str = "finapi_session:",
+        *,
+        lock_timeout: float = 20.0,
+        lease: float = 120.0,
+    ) -> None:
+        # The client's types say "awaitable or not" for each answer; a client of this kind never awaits.
+        self.client: Any = client
+        self.prefix = prefix
+        self.lock_timeout = lock_timeout
+        self.lease = lease
+
+    def get(self, key: str) -> str | None:
+        """Return the value last set under *key*, or ``None``."""
+        value: bytes | str | None = self.client.get(self._token(key))
+        return value.decode() if isinstance(value, bytes) else value
+
+    def set(self, key: str, value: str) -> None:
+        """Keep *value* under *key*."""
+        self.client.set(self._token(key), value.encode())
+
+    def delete(self, key: str) -> None:
+        """Forget *key*; nothing happens if it is not there."""
+        self.client.delete(self._token(key))
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclude every other holder of *key* on all hosts, or raise ``TimeoutError``.
+
+        Leaving raises ``redis.exceptions.LockNotOwnedError`` if the lease ran out meanwhile; an error of the
+        body goes first.
+        """
+        lock = self.client.lock(
+            f"{self.prefix}lock:{key}",
+            timeout=self.lease,
+            sleep=0.05,
+            blocking_timeout=self.lock_timeout,
+            thread_local=False,
+        )
+        if not lock.acquire():
+            raise TimeoutError(f"another process or host held the lock for {self.lock_timeout:g} s")
+        try:
+            yield
+        except BaseException:
+            with suppress(RedisError):
+                lock.release()
+            raise
+        lock.release()
+
+    def _token(self, key: str) -> str:
+        return f"{self.prefix}token:{key}"
+
+    def __repr__(self) -> str:
+        return f"RedisStore(prefix={self.prefix!r})"

@@ -1,0 +1,189 @@
+"""Tokens in an SQL database, over the caller's own SQLAlchemy engine."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from hashlib import sha256
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    MetaData,
+    String,
+    Table,
+    Text,
+    bindparam,
+    delete,
+    func,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DatabaseError, IntegrityError
+
+_LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+_POLL_SECONDS = 0.03
+
+
+class SQLStore:
+    """Keeps each value in a row of ``table``, for PostgreSQL, MySQL, MariaDB and SQLite.
+
+    :meth:`create_table` makes the table; otherwise migrations do, from ``store.table``: ``name`` (64
+    characters, the key's SHA-256, primary) and ``value`` (long text). ``lock_timeout`` is how many seconds a
+    lock waits before it raises ``TimeoutError``. Errors of the database are raised as SQLAlchemy's.
+
+    A lock is the database's own and is freed with its holder: an advisory lock on PostgreSQL and MySQL, held
+    by a connection that is taken out of the pool, so that even a pool of one serves the holder's ``get`` and
+    ``set``; on SQLite ``BEGIN IMMEDIATE`` on an empty database in the folder ``<database>-locks``, because
+    on the database itself it would keep everybody from writing for as long as a token call takes.
+    """
+
+    def __init__(
+        self, engine: Engine, table: str = "finapi_session_tokens", *, lock_timeout: float = 20.0
+    ) -> None:
+        if engine.dialect.name not in {"sqlite", *_TRY_LOCK}:
+            known = ", ".join(["sqlite", *_TRY_LOCK])
+            raise ValueError(f"SQLStore knows no lock for {engine.dialect.name}; it knows {known}")
+        if engine.dialect.name == "sqlite" and _in_memory(engine):
+            raise ValueError(
+                "SQLStore cannot share an in-memory SQLite database; use MemoryStore, or a database file"
+            )
+        self.engine = engine
+        self.table = Table(
+            table,
+            MetaData(),
+            Column("name", String(64), primary_key=True),
+            Column("value", _LONG_TEXT, nullable=False),
+        )
+        self.lock_timeout = lock_timeout
+        self._row = self.table.c.name == bindparam("row")
+        self._select = select(self.table.c.value).where(self._row)
+        self._process = os.getpid()
+
+    def create_table(self) -> None:
+        """Create the table if it is not there; several processes may do so at once."""
+        try:
+            self.table.create(self._engine(), checkfirst=True)
+        except DatabaseError:
+            if not inspect(self._engine()).has_table(self.table.name):
+                raise
+
+    def get(self, key: str) -> str | None:
+        """Return the value last set under *key*, or ``None``."""
+        with self._engine().connect() as connection:
+            value: str | None = connection.scalar(self._select, {"row": _name(key)})
+            return value
+
+    def set(self, key: str, value: str) -> None:
+        """Keep *value* under *key*; it is committed when this returns."""
+        if not self._update(key, value) and not self._insert(key, value):
+            self._update(key, value)
+
+    def delete(self, key: str) -> None:
+        """Forget *key*; nothing happens if it is not there."""
+        with self._engine().begin() as connection:
+            connection.execute(delete(self.table).where(self._row), {"row": _name(key)})
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Exclude every other holder of *key*, or raise ``TimeoutError``.
+
+        Leaving raises SQLAlchemy's error if the lock's connection broke meanwhile; an error of the body goes
+        first.
+        """
+        name = _name(f"{self.table.name}\n{key}")
+        with self._engine().connect() as connection:
+            if connection.dialect.name != "sqlite":
+                connection.detach()
+                # An engine that commits each statement would give a transaction's lock back at once.
+                connection.execution_options(isolation_level="READ COMMITTED")
+                self._wait(connection, name)
+                try:
+                    yield
+                except BaseException:
+                    with suppress(DatabaseError):
+                        connection.close()
+                    raise
+                return
+            file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
+        with closing(self._sqlite_lock(file, name)):
+            yield
+
+    def _engine(self) -> Engine:
+        """Return the engine; a forked child leaves its parent's connections alone."""
+        if self._process != os.getpid():
+            self.engine.dispose(close=False)
+            self._process = os.getpid()
+        return self.engine
+
+    def _update(self, key: str, value: str) -> bool:
+        with self._engine().begin() as connection:
+            change = update(self.table).where(self._row)
+            return connection.execute(change, {"row": _name(key), "value": value}).rowcount > 0
+
+    def _insert(self, key: str, value: str) -> bool:
+        try:
+            with self._engine().begin() as connection:
+                connection.execute(insert(self.table).values(name=_name(key), value=value))
+        except IntegrityError:
+            return False
+        return True
+
+    def _wait(self, connection: Connection, name: str) -> None:
+        deadline = time.monotonic() + self.lock_timeout
+        attempt = _TRY_LOCK[connection.dialect.name]
+        while not attempt(connection, name):
+            if time.monotonic() > deadline:
+                raise self._too_long()
+            time.sleep(_POLL_SECONDS)
+
+    def _sqlite_lock(self, file: str, name: str) -> sqlite3.Connection:
+        os.makedirs(f"{file}-locks", exist_ok=True)
+        lock = sqlite3.connect(f"{file}-locks/{name}", timeout=self.lock_timeout, isolation_level=None)
+        try:
+            lock.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            lock.close()
+            if "locked" in str(error):
+                raise self._too_long() from None
+            raise
+        return lock
+
+    def _too_long(self) -> TimeoutError:
+        return TimeoutError(f"another thread, process or host held the lock for {self.lock_timeout:g} s")
+
+    def __repr__(self) -> str:
+        return f"SQLStore({self.engine.dialect.name}, table={self.table.name!r})"
+
+
+def _name(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _in_memory(engine: Engine) -> bool:
+    database = engine.url.database or ":memory:"
+    return database == ":memory:" or "mode=memory" in str(engine.url) or "file::memory:" in database
+
+
+def _try_postgresql(connection: Connection, name: str) -> bool:
+    # The transaction's own lock: it also holds behind a connection pooler that shares sessions out.
+    number = int.from_bytes(bytes.fromhex(name)[:8], "big", signed=True)
+    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(number))))
+
+
+def _try_mysql(connection: Connection, name: str) -> bool:
+    return connection.scalar(select(func.get_lock(name, 0))) == 1
+
+
+_TRY_LOCK: dict[str, Callable[[Connection, str], bool]] = {
+    "postgresql": _try_postgresql,
+    "mysql": _try_mysql,
+    "mariadb": _try_mysql,
+}

@@ -1,0 +1,131 @@
+"""An access token, as a value."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# RFC 6749, appendix A.12: an access token is visible ASCII, so nothing in it can end a header.
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+
+class Bearer(str):
+    """The ``Authorization`` value of a token (RFC 6750, section 2.1).
+
+    A type of its own, so that ours can be told from one that the caller wrote, and that a printed dict of
+    headers does not show the token.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'Bearer [redacted]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An access token, with what came with it.
+
+    ``expires_at`` is in epoch seconds by this machine's clock, ``None`` for a token that never expires;
+    ``issued_at`` the epoch second at which it was asked for. Raises ``ValueError`` or ``TypeError`` for what
+    cannot be a token.
+    """
+
+    access_token: str = field(repr=False)
+    expires_at: float | None = None
+    refresh_token: str | None = field(default=None, repr=False)
+    issued_at: float | None = None
+    scope: str | None = None
+    #: The value of the ``Authorization`` header.
+    authorization: Bearer = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.access_token, str) or not _VISIBLE.fullmatch(self.access_token):
+            raise ValueError("access_token must be text of visible ASCII characters")
+        if self.refresh_token is not None and (not isinstance(self.refresh_token, str) or not self.refresh_token):
+            raise ValueError("refresh_token must be non-empty text or None")
+        for name in ("expires_at", "issued_at"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
+                raise ValueError(f"{name} must be a finite number of epoch seconds or None")
+        object.__setattr__(self, "authorization", Bearer(f"Bearer {self.access_token}"))
+
+    @classmethod
+    def from_dict(cls, answer: Mapping[str, Any], issued_at: float | None = None) -> Token:
+        """Make a token from a mapping as OAuth libraries keep it, and as finAPI answers.
+
+        Without ``expires_at`` (epoch seconds) it is counted from *issued_at*, by default now. finAPI's rule:
+        ``expires_in`` 0 or absent means never; so does one that is not a number.
+        """
+        lifetime = _seconds(answer.get("expires_in"))
+        expires_at = _seconds(answer.get("expires_at"))
+        issued_at = _seconds(answer.get("issued_at")) if issued_at is None else issued_at
+        if lifetime is not None and expires_at is None:
+            issued_at = time.time() if issued_at is None else issued_at
+            expires_at = issued_at + lifetime
+        elif lifetime is not None and expires_at is not None and issued_at is None:
+            issued_at = expires_at - lifetime
+        scope = answer.get("scope")
+        scope = " ".join(scope) if isinstance(scope, list) and all(isinstance(s, str) for s in scope) else scope
+        return cls(
+            access_token=answer.get("access_token", ""),
+            expires_at=expires_at,
+            refresh_token=answer.get("refresh_token") or None,
+            issued_at=issued_at,
+            scope=scope if isinstance(scope, str) else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what :meth:`from_dict` reads; it holds the secrets."""
+        return {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
+
+    def dumps(self) -> str:
+        """Return the token as JSON text; it holds the secrets."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def loads(cls, text: str) -> Token:
+        """Return the token that :meth:`dumps` wrote, or raise ``ValueError``."""
+        answer = json.loads(text)
+        if not isinstance(answer, dict):
+            raise ValueError("a token is kept as a JSON object")
+        return cls.from_dict(answer)
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds from asking to expiry; infinite if either is unknown."""
+        if self.expires_at is None or self.issued_at is None:
+            return math.inf
+        return max(self.expires_at - self.issued_at, 0.0)
+
+    def renew_at(self, leeway: float) -> float:
+        """Return the epoch second from which to look for a new token: *leeway* seconds before expiry.
+
+        A short-lived token keeps nine tenths of its life; one that never expires is never looked after.
+        """
+        if self.expires_at is None:
+            return math.inf
+        return self.expires_at - min(leeway, self.lifetime / 10)
+
+    def expired(self, now: float) -> bool:
+        """Tell whether the token is past its expiry at *now* (epoch seconds)."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+_FIELDS = ("access_token", "expires_at", "refresh_token", "issued_at", "scope")
+
+
+def _seconds(value: object) -> float | None:
+    """Return *value* as a positive number of seconds, or ``None`` for 0, absent and junk."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        seconds = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return seconds if 0 < seconds < 1e11 else None

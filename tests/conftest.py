@@ -1,0 +1,81 @@
+"""Every test runs as on a bare machine, whatever this one sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .loopback import Authorities, Authority, Loopback
+
+if TYPE_CHECKING:
+    from finapi_session.testing import Sandbox
+
+_SET_BY_MACHINES = (
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NETRC",
+    *(f"{kind}_proxy" for kind in ("http", "https", "all", "no")),
+    *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO")),
+    *(f"FINAPI_{name}" for name in ("CLIENT_ID", "CLIENT_SECRET", "USERNAME", "PASSWORD", "ENVIRONMENT", "STORE")),
+)
+
+
+@pytest.fixture(autouse=True)
+def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Take out of the environment what machines set, and give the test a home of its own."""
+    home = tmp_path_factory.mktemp("home")
+    for name in _SET_BY_MACHINES:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+@pytest.fixture(scope="module")
+def running_sandbox() -> Iterator[Sandbox]:
+    """One finAPI for the tests of a module."""
+    from finapi_session.testing import Sandbox
+
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def sandbox(running_sandbox: Sandbox) -> Iterator[Sandbox]:
+    """A finAPI as it is after its start, with a user called alice."""
+    running_sandbox.reset()
+    running_sandbox.add_user("alice", "her-password")
+    yield running_sandbox
+
+
+@pytest.fixture(scope="session")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> Authorities:
+    """The CA of all loopback servers of this run."""
+    return Authorities(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def loopback(authorities: Authorities) -> Iterator[Loopback]:
+    """A server on a loopback port that stands for finAPI."""
+    with authorities.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def authority(loopback: Loopback) -> Authority:
+    """The OAuth calls of finAPI, and an API that wants their tokens, on that server."""
+    return Authority(loopback)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See to it that every test has a sentence that says what it proves."""
+    for item in items:
+        function = getattr(item, "function", None)
+        if function is not None and function.__name__.startswith("test_") and not function.__doc__:
+            raise pytest.UsageError(f"{item.nodeid} has no sentence that says what it proves")

@@ -1,0 +1,461 @@
+"""The two OAuth calls: what is sent, and what every kind of answer becomes."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+import traceback
+from collections.abc import Iterator
+from email.utils import formatdate
+
+import pytest
+import requests
+from requests_oauthlib import OAuth2Session
+from urllib3.util import Retry
+
+from finapi_session import (
+    AccessDeniedError,
+    FinapiSession,
+    InvalidClientError,
+    InvalidGrantError,
+    RevocationError,
+    Token,
+    TokenEndpointError,
+    TokenError,
+    UserLockedError,
+)
+
+from .loopback import Answer, Authority, Loopback
+
+SECRET, PASSWORD = "cliënt&=+% sécret/\"'", "pässword&=+% ☃/\"'"
+
+
+@pytest.fixture
+def client(loopback: Loopback, authority: Authority) -> Iterator[FinapiSession]:
+    """A client whose id and secret need quoting, that waits very shortly between tries."""
+    retries = Retry(total=3, backoff_factor=0.001)
+    with FinapiSession("id&ä=+%", SECRET, environment=loopback.origin, retries=retries) as session:
+        session.verify = loopback.ca
+        yield session
+
+
+@pytest.fixture
+def alice(client: FinapiSession) -> FinapiSession:
+    """A user of that client."""
+    return client.user("älice&=+%", PASSWORD)
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------
+
+
+def test_every_parameter_of_the_token_call(client: FinapiSession, alice: FinapiSession, authority: Authority) -> None:
+    """The three grants send finAPI's parameters as a form, whole whatever is in them."""
+    client.fetch_token()
+    authority.lifetime = 1
+    alice.fetch_token()
+    time.sleep(1.1)
+    alice.fetch_token()
+    own = {"client_id": "id&ä=+%", "client_secret": SECRET}
+    assert authority.calls == [
+        {"grant_type": "client_credentials", **own},
+        {"grant_type": "password", "username": "älice&=+%", "password": PASSWORD, **own},
+        {"grant_type": "refresh_token", "refresh_token": "refresh-2", **own},
+    ]
+
+
+def test_headers_of_the_oauth_calls(client: FinapiSession, loopback: Loopback) -> None:
+    """Both calls are forms that accept JSON, carry a request id of their own, and no Basic authentication."""
+    client.fetch_token()
+    client.revoke()
+    assert len({sent.headers["x-request-id"] for sent in loopback.sent}) == 2
+    for sent in loopback.sent:
+        assert sent.headers["accept"] == "application/json"
+        assert sent.headers["content-type"] == "application/x-www-form-urlencoded"
+        assert sent.query == {}
+        assert not sent.headers.get("authorization", "").startswith("Basic")
+
+
+def test_every_parameter_of_the_revoke_call(client: FinapiSession, alice: FinapiSession, loopback: Loopback) -> None:
+    """A user's grant is revoked by her refresh token with the client's bearer, the client's by itself."""
+    alice.fetch_token()
+    alice.revoke()
+    client.revoke()
+    sent = [(request.bearer, request.form) for request in loopback.to("/oauth/revoke")]
+    assert sent == [
+        ("token-2", {"token": "refresh-1", "token_type_hint": "refresh_token"}),
+        ("token-2", {"token": "token-2", "token_type_hint": "access_token"}),
+    ]
+
+
+def test_a_user_token_without_refresh_token_is_revoked_with_all_of_its_grant(
+    loopback: Loopback, authority: Authority
+) -> None:
+    """Without a refresh token no hint is given: finAPI then revokes all of the grant."""
+    authority.live.add("adopted")
+    session = FinapiSession(
+        "id", "secret", username="alice", environment=loopback.origin, token={"access_token": "adopted"}
+    )
+    session.verify = loopback.ca
+    session.close()
+    assert authority.revoked[0] == {"token": "adopted"}
+
+
+def test_a_fixed_request_id_is_sent_with_every_call(loopback: Loopback, authority: Authority) -> None:
+    """`request_id` as text, or what the callable makes, is the X-Request-Id of OAuth and API calls."""
+    for request_id in ("night run 7", lambda: "night run 7"):
+        with FinapiSession("id", "secret", environment=loopback.origin, request_id=request_id) as session:
+            session.verify = loopback.ca
+            session.get("/api/v2/x")
+    assert {sent.headers["x-request-id"] for sent in loopback.sent} == {"night run 7"}
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+FIRST_SHAPE = {"error": "some_code", "error_description": "it is so"}
+MISSPELT = {"error": "some_code", "errorDescription": "it is so"}
+SECOND_SHAPE = {"errors": [{"code": "some_code", "message": "it is so", "type": "BUSINESS"}], "requestId": "r-1"}
+
+
+@pytest.mark.parametrize("body", [FIRST_SHAPE, MISSPELT, SECOND_SHAPE], ids=["first", "misspelt", "second"])
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, InvalidGrantError),
+        (401, InvalidClientError),
+        (403, AccessDeniedError),
+        (423, UserLockedError),
+        (404, TokenEndpointError),
+        (405, TokenEndpointError),
+    ],
+)
+def test_refusals_are_typed(
+    status: int, error: type[TokenError], body: dict[str, object], alice: FinapiSession, authority: Authority
+) -> None:
+    """Each of finAPI's refusals is an error of its own that says what finAPI said, after one call."""
+    authority.answers = [Answer(status, body, {"X-Request-Id": "r-1"})]
+    with pytest.raises(error) as caught:
+        alice.get("/api/v2/x")
+    assert type(caught.value) is error
+    assert (caught.value.status, caught.value.code) == (status, "some_code")
+    assert (caught.value.description, caught.value.request_id) == ("it is so", "r-1")
+    assert f"{status} some_code it is so" in str(caught.value) and "request id r-1" in str(caught.value)
+    assert len(authority.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (400, "invalid_client", InvalidClientError),
+        (401, "invalid_grant", InvalidGrantError),
+        (200, "invalid_grant", InvalidGrantError),
+    ],
+)
+def test_a_plain_code_beats_the_status(
+    status: int, code: str, error: type[TokenError], alice: FinapiSession, authority: Authority
+) -> None:
+    """Where RFC 6749's code says more plainly than the status who was refused, it counts."""
+    authority.answers = [Answer(status, {"error": code})]
+    with pytest.raises(error):
+        alice.get("/api/v2/x")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 423])
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"error": ', b"\xff\xfe", b"[" * 100_000, b"null", b"7"])
+def test_a_refusal_counts_whatever_its_body(
+    status: int, body: bytes, client: FinapiSession, authority: Authority
+) -> None:
+    """Empty, HTML, truncated, binary or deeply nested: the status alone makes the error."""
+    authority.answers = [Answer(status, body)]
+    with pytest.raises(TokenError) as caught:
+        client.get("/api/v2/x")
+    assert caught.value.status == status and caught.value.code is None
+
+
+# --- junk -------------------------------------------------------------------------------------------------------
+
+UNUSABLE: list[bytes | dict[str, object]] = [
+    b"",
+    b"<html>Service</html>",
+    b'{"access_token": "trunc',
+    b"access_token=form&token_type=bearer",
+    b"[" * 100_000,
+    b"[]",
+    b'"text"',
+    {},
+    {"access_token": ""},
+    {"access_token": None},
+    {"access_token": 5},
+    {"access_token": ["a"]},
+    {"access_token": "a\r\nX-Evil: 1"},
+    {"access_token": "a b"},
+    {"access_token": "tokén"},
+    {"access_token": "t", "token_type": "mac"},
+    {"access_token": "t", "token_type": 7},
+    {"access_token": "t", "token_type": None},
+    {"error": "odd"},
+]
+
+
+@pytest.mark.parametrize("body", UNUSABLE, ids=range(len(UNUSABLE)))
+def test_an_unusable_answer_is_tried_again_and_typed(
+    body: bytes | dict[str, object], client: FinapiSession, authority: Authority
+) -> None:
+    """An answer without a usable token is passing for a client, and an error of ours if it stays."""
+    authority.answers = [Answer(200, body)]
+    assert client.get("/api/v2/x").ok
+    assert len(authority.calls) == 2
+    client.revoke()
+    authority.answers = [Answer(200, body)] * 4
+    with pytest.raises(TokenEndpointError):
+        client.get("/api/v2/x")
+    assert len(authority.calls) == 6
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"expires_in": "soon"},
+        {"expires_in": -1},
+        {"expires_in": 1e300},
+        {"expires_in": [1]},
+        {"expires_in": {"a": 1}},
+        {"expires_in": None},
+        {"expires_in": True},
+        {"scope": 7},
+        {"scope": ["all"]},
+        {"scope": {"a": 1}},
+        {"refresh_token": 7},
+        {"refresh_token": ""},
+        {"token_type": "BEARER"},
+        {"expires_at": "junk"},
+        {"unknown": {"deep": [[[]]]}},
+        {"error": None},
+    ],
+)
+def test_junk_beside_the_token_does_no_harm(
+    extra: dict[str, object], client: FinapiSession, authority: Authority
+) -> None:
+    """A sound access token is taken whatever else is in the answer; what is junk there counts as absent."""
+    authority.answers = [Answer(200, {"access_token": "sound", "token_type": "bearer", **extra})]
+    token = client.fetch_token()
+    assert token == Token("sound", issued_at=token.issued_at, scope=token.scope)
+    assert len(authority.calls) == 1
+
+
+def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority, loopback: Loopback) -> None:
+    """finAPI's longest token is carried whole."""
+    authority.answers = [Answer(200, {"access_token": "x" * 8192, "token_type": "bearer"})]
+    authority.live.add("x" * 8192)
+    assert client.get("/api/v2/x").ok
+
+
+# --- passing failures -------------------------------------------------------------------------------------------
+
+PASSING = {
+    "429": Answer(429),
+    "500": Answer(500),
+    "502": Answer(502),
+    "503": Answer(503, {"error": "unavailable"}),
+    "504": Answer(504, "<html>gateway</html>"),
+    "dropped": Answer(drop=True),
+    "cut off": Answer(200, '{"access_', {"Content-Length": "500"}),
+    "html": Answer(200, "<html>maintenance</html>"),
+}
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_one_passing_failure_is_not_noticed(kind: str, client: FinapiSession, authority: Authority) -> None:
+    """Two token calls, no failed call: for the client, and for a refresh."""
+    authority.answers = [PASSING[kind]]
+    assert client.get("/api/v2/x").ok
+    assert len(authority.calls) == 2
+    alice = client.user("alice", "password")
+    alice.fetch_token()
+    authority.kill()
+    authority.answers = [PASSING[kind]]
+    assert alice.get("/api/v2/x").ok
+    assert [call["grant_type"] for call in authority.calls[2:]] == ["password", "refresh_token", "refresh_token"]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+def test_a_password_is_sent_again_only_where_it_was_not_judged(
+    kind: str, alice: FinapiSession, authority: Authority
+) -> None:
+    """After 429 and 503 the password is tried again; after anything else it may have counted, so it is not."""
+    authority.answers = [PASSING[kind]]
+    if kind in ("429", "503"):
+        assert alice.get("/api/v2/x").ok
+        assert len(authority.calls) == 2
+    else:
+        with pytest.raises(TokenEndpointError):
+            alice.get("/api/v2/x")
+        assert len(authority.calls) == 1
+
+
+def test_a_password_is_tried_again_without_a_connection(loopback: Loopback) -> None:
+    """Where no connection came about nothing was sent, so the password is tried again, within bounds."""
+    waits: list[float] = []
+    session = FinapiSession(
+        "id", "secret", username="alice", password="p", environment="https://127.0.0.1:9", retries=Retry(2)
+    )
+    session._endpoint._request_id = lambda: waits.append(time.monotonic()) or "r"  # type: ignore[func-returns-value]
+    with pytest.raises(TokenEndpointError, match="no connection"):
+        session.fetch_token()
+    assert len(waits) == 3
+
+
+def test_an_endpoint_that_is_down_for_good(client: FinapiSession, authority: Authority) -> None:
+    """Tries are bounded; the error carries the status and when finAPI asks to be called again."""
+    authority.answers = [Answer(503, headers={"Retry-After": "0"})] * 20
+    with pytest.raises(TokenEndpointError) as caught:
+        client.get("/api/v2/x")
+    assert (caught.value.status, caught.value.retry_after) == (503, 0)
+    assert len(authority.calls) == 4
+
+
+def test_a_policy_of_the_callers(loopback: Loopback, authority: Authority) -> None:
+    """`retries` as a count, 0 included, is how often what is passing is tried again."""
+    for count in (0, 2):
+        authority.answers = [Answer(503)] * 9
+        session = FinapiSession("id", "secret", environment=loopback.origin, retries=count)
+        session.verify = loopback.ca
+        before = len(authority.calls)
+        with pytest.raises(TokenEndpointError):
+            session.fetch_token()
+        assert len(authority.calls) - before == count + 1
+
+
+@pytest.mark.parametrize("value", ["2", lambda: formatdate(time.time() + 2.5, usegmt=True)], ids=["seconds", "date"])
+def test_retry_after_is_waited_for(value: object, client: FinapiSession, authority: Authority) -> None:
+    """A `Retry-After` of two seconds, as a number or a date, is waited for."""
+    authority.answers = [Answer(503, headers={"Retry-After": value() if callable(value) else str(value)})]
+    started = time.monotonic()
+    assert client.get("/api/v2/x").ok
+    assert 1.4 < time.monotonic() - started < 4
+    assert len(authority.calls) == 2
+
+
+def test_a_long_retry_after_fails_at_once(client: FinapiSession, authority: Authority) -> None:
+    """Nobody waits a day: the error tells the time, and until then finAPI is not asked again."""
+    authority.answers = [Answer(429, headers={"Retry-After": "86400"})] * 9
+    started = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(TokenEndpointError, match="Try again in 86400 s") as caught:
+            client.get("/api/v2/x")
+        assert caught.value.retry_after == 86400
+    assert time.monotonic() - started < 1
+    assert len(authority.calls) == 1
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-5", "1e9", "9" * 5000, "Mon, 99 Foo 2026"])
+def test_a_junk_retry_after_is_none(value: str, client: FinapiSession, authority: Authority) -> None:
+    """A `Retry-After` that is no time is no crash and no wait."""
+    authority.answers = [Answer(503, headers={"Retry-After": value})]
+    try:
+        assert client.get("/api/v2/x").ok
+    except TokenEndpointError as error:
+        assert value.isdigit() and error.retry_after
+
+
+# --- revoking ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_a_failed_revocation_is_raised_and_can_be_tried_again(
+    status: int, client: FinapiSession, loopback: Loopback, authority: Authority
+) -> None:
+    """`revoke()` raises and keeps the token, so that a second one can succeed; `close()` does not raise."""
+    client.fetch_token()
+    loopback.routes["/oauth/revoke"] = lambda _: Answer(status, {"error": "not_now"})
+    with pytest.raises(RevocationError, match=f"{status} not_now") as caught:
+        client.revoke()
+    assert caught.value.status == status
+    client.close()
+    loopback.routes["/oauth/revoke"] = authority.revoke
+    client.revoke()
+    assert authority.live == set()
+
+
+def test_a_503_on_revocation_is_tried_again(client: FinapiSession, loopback: Loopback, authority: Authority) -> None:
+    """RFC 7009: a token is still there after a 503, and may be revoked later."""
+    client.fetch_token()
+    answers = [Answer(503), Answer(drop=True)]
+    loopback.routes["/oauth/revoke"] = lambda sent: answers.pop(0) if answers else authority.revoke(sent)
+    client.revoke()
+    assert len(authority.revoked) == 3 and authority.live == set()
+
+
+def test_a_dead_client_token_is_simply_gone(
+    client: FinapiSession, loopback: Loopback, authority: Authority
+) -> None:
+    """A client token that finAPI no longer knows is not renewed in order to be revoked."""
+    client.fetch_token()
+    loopback.routes["/oauth/revoke"] = lambda _: Answer(401, {"error": "invalid_token"})
+    client.revoke()
+    assert len(authority.calls) == 1
+
+
+def test_a_client_token_that_died_is_renewed_to_revoke_a_users(
+    client: FinapiSession, alice: FinapiSession, loopback: Loopback, authority: Authority
+) -> None:
+    """To revoke her token the client's is renewed as for any call."""
+    client.fetch_token()
+    alice.fetch_token()
+    loopback.routes["/oauth/revoke"] = lambda sent: (
+        authority.revoke(sent) if sent.bearer in authority.live else Answer(401)
+    )
+    authority.kill()
+    alice.revoke()
+    assert [call["grant_type"] for call in authority.calls] == ["client_credentials", "password", "client_credentials"]
+    assert [sent.bearer for sent in loopback.to("/oauth/revoke")] == ["token-1", "token-3"]
+
+
+def test_without_a_client_token_to_be_had_a_user_is_not_revoked(
+    alice: FinapiSession, authority: Authority
+) -> None:
+    """What keeps the client's token from us is what the revocation failed of."""
+    alice.fetch_token()
+    authority.answers = [Answer(401)]
+    with pytest.raises(RevocationError, match="client's credentials"):
+        alice.revoke()
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_errors_hold_no_secret(alice: FinapiSession, authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever finAPI repeats of them, no secret is in an error, its chain, its pickle, its traceback or a log."""
+    caplog.set_level(logging.DEBUG)
+    for answer in (
+        Answer(400, {"error": "invalid_grant", "error_description": f"Bad {PASSWORD} for {SECRET}"}),
+        Answer(200, {"error": "invalid_client", "error_description": f"{SECRET!r}"}),
+        Answer(drop=True),
+        Answer(500, f"<p>{SECRET}</p>"),
+    ):
+        authority.answers = [answer]
+        session = alice.user("alice", PASSWORD)
+        alice._ledger.forget(session._own._key(session._own.identity.credentials()))
+        with pytest.raises(TokenError) as caught:
+            session.get("/api/v2/x")
+        error = caught.value
+        shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=False).format())
+        shown += f"{error!r} {error} {vars(error)} {pickle.dumps(error)!r} {error.__cause__!r} {error.__context__!r}"
+        assert error.__context__ is None and error.response is None and error.request is None
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+        for secret in (SECRET, PASSWORD):
+            assert secret not in shown and repr(secret)[1:-1] not in shown
+    logged = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    assert "s%C3%A9cret" not in logged and "sécret" not in logged and "p%C3%A4ss" not in logged
+
+
+def test_other_users_of_requests_oauthlib_keep_their_logs(
+    client: FinapiSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only our own token calls are kept out of that library's log."""
+    caplog.set_level(logging.DEBUG, logger="requests_oauthlib")
+    client.fetch_token()
+    assert not [record for record in caplog.records if record.name.startswith("requests_oauthlib")]
+    with OAuth2Session("other") as other, pytest.raises(requests.ConnectionError):
+        other.get("https://127.0.0.1:9/")
+    assert [record for record in caplog.records if record.name.startswith("requests_oauthlib")]

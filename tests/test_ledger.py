@@ -1,0 +1,203 @@
+"""Records and their ledger: what is kept of an identity, and what happens when the store fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from finapi_session.errors import InvalidGrantError, UserLockedError
+from finapi_session.events import Journal, TokenEvent
+from finapi_session.ledger import Ledger
+from finapi_session.record import REST, Record, Refusal
+from finapi_session.stores.memory import MemoryStore
+from finapi_session.testing import Sandbox
+from finapi_session.tokens import Token
+
+NOW = 1_700_000_000.0
+
+
+class Failing(MemoryStore):
+    """A store whose methods named in `down` fail."""
+
+    def __init__(self, *down: str) -> None:
+        super().__init__()
+        self.down = set(down)
+
+    def _suffer(self, verb: str) -> None:
+        if verb in self.down:
+            raise ConnectionError(f"redis://:store-password@host cannot {verb}")
+
+    def get(self, key: str) -> str | None:
+        """Read, or fail."""
+        self._suffer("get")
+        return super().get(key)
+
+    def set(self, key: str, value: str) -> None:
+        """Write, or fail."""
+        self._suffer("set")
+        super().set(key, value)
+
+    def delete(self, key: str) -> None:
+        """Delete, or fail."""
+        self._suffer("delete")
+        super().delete(key)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Lock, or fail on the way in, or on the way out."""
+        self._suffer("lock")
+        with super().lock(key):
+            yield
+        self._suffer("unlock")
+
+
+def opened(store: MemoryStore) -> tuple[Ledger, list[TokenEvent]]:
+    """A ledger on the store, and the events that it tells."""
+    events: list[TokenEvent] = []
+    return Ledger(store, Journal("https://sandbox.finapi.io", events.append)), events
+
+
+def record(name: str, serial: float = 1.0) -> Record:
+    """A record of a token called *name*."""
+    return Record(Token(name), serial)
+
+
+def test_records_come_back_whole() -> None:
+    """Token, refusals and marks survive their text."""
+    refusal = Refusal.of(InvalidGrantError("no", status=400, code="c", description="d"), for_good=True, now=NOW)
+    whole = Record(Token("t", NOW, "r", NOW - 5, "all"), 7.5, "print", True, {"print": refusal})
+    assert Record.loads(whole.dumps()) == whole
+    assert Record.loads(Record().dumps()) == Record()
+
+
+def test_serials_grow_whatever_the_clock_does() -> None:
+    """A record is newer than the one it follows, also after the clock was set back."""
+    first = record("a", NOW)
+    assert first.next(NOW + 5).serial == NOW + 5
+    assert first.serial < first.next(NOW - 86400).serial < first.next(NOW - 86400).next(0).serial
+
+
+def test_a_refused_password_counts_for_good_and_others_rest() -> None:
+    """Only what finAPI said of a password stays; the rest is over after REST seconds, or if the clock was set back."""
+    wrong = Refusal.of(InvalidGrantError("no", status=400), for_good=True, now=NOW)
+    locked = Refusal.of(UserLockedError("no", status=423), for_good=False, now=NOW)
+    assert wrong.holds(NOW + 1e9)
+    assert locked.holds(NOW) and locked.holds(NOW + REST - 1)
+    assert not locked.holds(NOW + REST) and not locked.holds(NOW - 86400)
+    assert type(locked.to_error()) is UserLockedError and locked.to_error().status == 423
+
+
+def test_refusals_are_bounded() -> None:
+    """Somebody who guesses passwords does not grow the record without end; the newest guesses are kept."""
+    kept = Record()
+    for number in range(20):
+        refusal = Refusal("InvalidGrantError", f"no {number}")
+        kept = kept.next(NOW, refusals=kept.refused(f"print {number}", refusal))
+    assert list(kept.refusals) == [f"print {number}" for number in range(12, 20)]
+
+
+@pytest.mark.parametrize("junk", ["", "{", "[]", "null", "7", '"text"', "{}", '{"token": 5}', "[" * 100_000])
+def test_a_corrupt_value_is_a_miss(junk: str) -> None:
+    """What is no record of ours is warned of once and counts as nothing."""
+    store = MemoryStore()
+    ledger, events = opened(store)
+    store.set("key", junk)
+    assert ledger.load("key") == Record() == ledger.load("key")
+    assert [event.kind for event in events] == ["store_failed"]
+    ledger.save("key", record("new"))
+    assert ledger.load("key") == record("new")
+
+
+@pytest.mark.parametrize("down", [{"get"}, {"set"}, {"delete"}, {"lock"}, {"unlock"}, {"get", "set", "delete", "lock"}])
+def test_a_failing_store_costs_one_warning(down: set[str]) -> None:
+    """Whatever fails, the ledger goes on with what it knows, and warns once, without the store's own words."""
+    store = Failing(*down)
+    ledger, events = opened(store)
+    for serial in range(1, 4):
+        with ledger.lock("key"):
+            ledger.save("key", record("a", serial))
+            assert ledger.load("key") == record("a", serial)
+    ledger.forget("key")
+    assert ledger.load("key").token is None
+    assert [event.kind for event in events] == ["store_failed"]
+    assert "ConnectionError" in str(events[0]) and "store-password" not in str(events[0])
+
+
+def test_each_outage_is_warned_of() -> None:
+    """After the store has worked again, the next outage is a new one."""
+    store = Failing("get")
+    ledger, events = opened(store)
+    ledger.load("key")
+    store.down.clear()
+    ledger.load("key")
+    store.down.add("get")
+    ledger.load("key")
+    assert len(events) == 2
+
+
+def test_what_was_read_is_known_when_the_store_goes_down() -> None:
+    """A token or refusal that was seen in the store counts while the store is down."""
+    store = Failing()
+    ledger, _ = opened(store)
+    store.set("key", record("seen").dumps())
+    ledger.load("key")
+    store.down = {"get"}
+    assert ledger.load("key") == record("seen")
+
+
+def test_what_a_store_did_not_take_counts_until_it_has_something_newer() -> None:
+    """On a read-only store our newer record counts, and a sibling's still newer one goes before."""
+    store = Failing()
+    ledger, _ = opened(store)
+    store.set("key", record("old", 1).dumps())
+    store.down = {"set"}
+    ledger.save("key", record("ours", 2))
+    assert ledger.load("key") == record("ours", 2)
+    MemoryStore.set(store, "key", record("theirs", 3).dumps())
+    assert ledger.load("key") == record("theirs", 3)
+
+
+def test_an_exception_of_the_body_passes_through_the_lock() -> None:
+    """Whether the lock was had or not, what the body raises comes out as it is, and the lock is free."""
+    for store in (Failing(), Failing("lock"), Failing("unlock")):
+        ledger, _ = opened(store)
+        for _ in range(2):
+            with pytest.raises(KeyError, match="mine"), ledger.lock("key"):
+                raise KeyError("mine")
+
+
+def test_memory_is_bounded() -> None:
+    """A process with many users does not remember them all for a store that might fail."""
+    ledger, _ = opened(MemoryStore())
+    for number in range(3000):
+        ledger.save(str(number), record("t"))
+    assert len(ledger._remembered) == 1000
+
+
+@pytest.mark.parametrize("verbs", [["get"], ["set"], ["delete"], ["lock"], ["get", "set", "delete", "lock"]])
+def test_a_session_on_a_failing_store_works(verbs: list[str], sandbox: Sandbox) -> None:
+    """No call fails, one token call, one warning; a wrong password is still sent only once."""
+    events: list[TokenEvent] = []
+    with sandbox.session("alice", store=Failing(*verbs), on_event=events.append) as alice:
+        for _ in range(3):
+            assert alice.get("/api/v2/accounts").ok
+    assert sandbox.count("/oauth/token") == 1
+    wrong = sandbox.session("alice", "wrong", store=Failing(*verbs))
+    for _ in range(3):
+        with pytest.raises(InvalidGrantError):
+            wrong.get("/api/v2/accounts")
+    assert sandbox.count("/oauth/token") == 2
+    assert sum(event.kind == "store_failed" for event in events) <= 1
+
+
+def test_a_listener_that_raises_costs_nothing(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """What `on_event` raises is logged by name only, and the call goes on."""
+
+    def listener(_: TokenEvent) -> None:
+        raise ValueError("her-password")
+
+    with sandbox.session(on_event=listener) as session:
+        assert session.get("/api/v2/banks").ok
+    assert "on_event raised ValueError" in caplog.text and "her-password" not in caplog.text

@@ -1,0 +1,155 @@
+"""Errors that help: what finAPI says, in all of its shapes, without what must not be repeated."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import pytest
+import requests
+from urllib3 import HTTPResponse
+
+from finapi_session import ApiError, FinapiError, ProblemDetail, raise_for_error
+from finapi_session.problem import Problem, censored, redact
+from finapi_session.testing import Sandbox
+
+TOKEN = "a-token/with+odd=characters"
+
+
+def answer(status: int, body: bytes, **headers: str) -> requests.Response:
+    """An answer to a call that carried TOKEN."""
+    response = requests.Response()
+    response.status_code, response.reason = status, "Reason"
+    response.url = "https://sandbox.finapi.io/api/v2/accounts?ids=1"
+    response.headers.update(headers)
+    response.raw = HTTPResponse(io.BytesIO(body), preload_content=False)
+    request = requests.Request("GET", response.url, headers={"X-Request-Id": "sent-id"}).prepare()
+    request.headers["Authorization"] = f"Bearer {TOKEN}"
+    response.request = request
+    return response
+
+
+OAUTH = b'{"error": "invalid_token", "error_description": "Invalid access token: %s"}' % TOKEN.encode()
+ACCESS = (
+    b'{"errors": [{"message": "Not yours", "code": "ENTITY_NOT_FOUND", "type": "BUSINESS"},'
+    b' {"message": "Nor this", "code": "OTHER", "type": "BUSINESS"}, "junk"],'
+    b' "date": "2026-01-01", "requestId": "r-7", "endpoint": "GET /x", "authContext": "1/2", "bank": "x"}'
+)
+WEB_FORM = b'{"code": "ABORTED", "description": "The form was left", "timestamp": "x", "endpoint": "x"}'
+WEB_FORM_400 = b'{"errors": [{"field": "bankId", "message": "must not be null"}], "timestamp": "x"}'
+INTELLIGENCE = b'{"code": "ILLEGAL_FIELD_VALUE", "message": "Bad field", "requestId": "r-9", "endpoint": "x"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "description", "request_id", "details"),
+    [
+        (OAUTH, "invalid_token", "Invalid access token: [redacted]", "sent-id", 0),
+        (ACCESS, "ENTITY_NOT_FOUND", "Not yours", "r-7", 2),
+        (WEB_FORM, "ABORTED", "The form was left", "sent-id", 0),
+        (WEB_FORM_400, None, "must not be null", "sent-id", 1),
+        (INTELLIGENCE, "ILLEGAL_FIELD_VALUE", "Bad field", "r-9", 0),
+        (b"<html><h1>Bad gateway</h1></html>", None, "Reason", "sent-id", 0),
+        (b"", None, "Reason", "sent-id", 0),
+        (b'{"errors": 7, "error": 5, "message": ["x"]}', None, "Reason", "sent-id", 0),
+        (b"[" * 100_000, None, "Reason", "sent-id", 0),
+    ],
+)
+def test_every_shape_is_read(
+    body: bytes, code: str | None, description: str, request_id: str, details: int
+) -> None:
+    """All of finAPI's error shapes, and what is none, become one error with what they tell."""
+    with pytest.raises(ApiError) as caught:
+        raise_for_error(answer(400, body))
+    error = caught.value
+    assert (error.status, error.code, error.description, error.request_id) == (400, code, description, request_id)
+    assert len(error.errors) == details
+    assert str(error).startswith("GET /api/v2/accounts failed (400 ")
+    assert f"[request id {request_id}]" in str(error)
+
+
+def test_the_details_are_kept() -> None:
+    """finAPI's list of errors comes whole, with the field where Web Form names one."""
+    assert Problem.of(answer(400, ACCESS)).details[1] == ProblemDetail("OTHER", "BUSINESS", "Nor this")
+    assert Problem.of(answer(400, WEB_FORM_400)).details == (ProblemDetail(message="must not be null", field="bankId"),)
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "rejected the token"),
+        (403, "other kind of token"),
+        (404, "not there"),
+        (423, "busy: try again later"),
+        (429, "try again later"),
+        (451, "legal"),
+        (500, "try again later"),
+        (503, "try again later"),
+        (510, "wants more from the user"),
+    ],
+)
+def test_the_message_says_what_to_do(status: int, advice: str) -> None:
+    """The statuses that have a meaning at finAPI come with a next step; unknown codes pass through."""
+    with pytest.raises(ApiError, match=advice) as caught:
+        raise_for_error(answer(status, b'{"errors": [{"code": "BRAND_NEW", "message": "m"}]}'))
+    assert caught.value.code == "BRAND_NEW"
+
+
+def test_it_is_an_http_error_like_any_other() -> None:
+    """Code that catches requests' errors and looks at the response goes on working, and finds no secret in it."""
+    with pytest.raises(requests.HTTPError) as caught:
+        raise_for_error(answer(401, OAUTH, **{"Set-Cookie": "session=1", "X-Other": "kept"}))
+    error = caught.value
+    assert isinstance(error, FinapiError) and isinstance(error, requests.RequestException)
+    assert error.response.status_code == 401
+    assert error.response.json()["error"] == "invalid_token"
+    assert error.response.headers == {"X-Other": "kept"}
+    assert error.request is None and error.response.request is None and error.response.url.endswith("/accounts")
+    assert TOKEN.encode() not in pickle.dumps(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("status", [200, 204, 302, 399])
+def test_what_is_no_error_passes(status: int) -> None:
+    """Below 400 nothing is raised."""
+    raise_for_error(answer(status, ACCESS))
+
+
+def test_raise_for_error_on_every_call(sandbox: Sandbox) -> None:
+    """With `raise_for_error=True` every bad answer raises, and a 401 that was healed is none."""
+    with sandbox.session(raise_for_error=True) as client:
+        assert client.get("/api/v2/banks").ok
+        sandbox.revoke_tokens()
+        assert client.get("/api/v2/banks").ok
+        with pytest.raises(ApiError) as caught:
+            client.get("/api/v2/accounts", stream=True)
+    assert caught.value.status == 403 and caught.value.errors and caught.value.request_id
+    assert sandbox.count("/api/v2/banks", status=401) == 1
+
+
+def test_without_it_answers_are_answers(sandbox: Sandbox) -> None:
+    """By default a bad answer is returned, as requests does."""
+    with sandbox.session() as client:
+        assert client.get("/api/v2/accounts").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Invalid access token: abc", "Invalid access token: [redacted]"),
+        ("Invalid refresh token:abc def", "Invalid refresh token:[redacted] def"),
+        ("password=hunter2, please", "password=[redacted], please"),
+        ("see 0123456789abcdef0123456789 there", "see [redacted] there"),
+        ("two\nlines\tand\x00control", "two lines and control"),
+        ("The token has expired", "The token has expired"),
+        ("s3cr&et s3cr%26et s3cr&amp;et", "[redacted] [redacted] [redacted]"),
+    ],
+)
+def test_redaction(text: str, clean: str) -> None:
+    """Tokens and known secrets go, in every spelling; plain words stay; the text becomes one line."""
+    assert redact(text, ("s3cr&et", "")) == clean
+
+
+def test_long_texts_are_cut() -> None:
+    """A page of text does not fill the log; the body that a handler may read is not cut."""
+    assert len(redact("word " * 1000)) == 500
+    assert len(censored("word " * 1000)) == 5000

@@ -1,0 +1,626 @@
+"""Renewal that never herds, never loops and never locks anyone out: each situation counts the token calls it costs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from freezegun import freeze_time
+from requests_oauthlib import OAuth2Session
+
+from finapi_session import (
+    AccessDeniedError,
+    FinapiError,
+    FinapiSession,
+    InvalidClientError,
+    InvalidGrantError,
+    LoginRequiredError,
+    MemoryStore,
+    Token,
+    TokenEndpointError,
+    UserLockedError,
+)
+from finapi_session.testing import Sandbox
+
+ECHO = "/api/v2/tests/echo"
+CALLS = "/oauth/token"
+
+
+@pytest.fixture(params=["client", "alice"])
+def session(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[FinapiSession]:
+    """A client's session, then a user's."""
+    with sandbox.session(None if request.param == "client" else "alice") as session:
+        yield session
+
+
+def frozen(epoch: float) -> Any:
+    """Stop our clock at *epoch* seconds; finAPI's goes on."""
+    return freeze_time(datetime.fromtimestamp(epoch, timezone.utc), ignore=["werkzeug", "finapi_session.testing"])
+
+
+def herd(count: int, call: Callable[[], Any]) -> tuple[list[Any], list[float]]:
+    """Make the call in so many threads at once; return what came of each, and how long it took in seconds."""
+    barrier = threading.Barrier(count)
+
+    def one(_: int) -> tuple[Any, float]:
+        barrier.wait()
+        started = time.perf_counter()
+        try:
+            result = call()
+        except FinapiError as error:
+            result = error
+        return result, time.perf_counter() - started
+
+    with ThreadPoolExecutor(count) as pool:
+        results, seconds = zip(*pool.map(one, range(count)))
+    return list(results), list(seconds)
+
+
+def statuses(results: list[Any]) -> set[Any]:
+    """The statuses of answers, errors as they are."""
+    return {getattr(result, "status_code", result) for result in results}
+
+
+def warm(session: FinapiSession) -> None:
+    """Let the session hold a token that the API has taken."""
+    assert session.get(ECHO).status_code == 200
+
+
+def in_soft_window(session: FinapiSession, left: float = 30) -> None:
+    """Let the session's token have so many seconds left by our clock: the soft window is the last minute."""
+    source = session._own
+    token = source._record.token
+    assert token is not None
+    now = time.time()
+    early = Token(token.access_token, now + left, token.refresh_token, now - 3600)
+    source._hold(source._record.next(now, token=early))
+    source._ledger.save(source._key(source.identity.credentials()), source._record)
+
+
+# --- herds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+@pytest.mark.parametrize("sticky", [False, True])
+@pytest.mark.parametrize("situation", ["cold", "expired", "revoked"])
+def test_a_herd_asks_once(
+    situation: str, sticky: bool, rotating: bool, session: FinapiSession, sandbox: Sandbox
+) -> None:
+    """32 threads on a cold, expired or revoked token make one token call, and none of them fails."""
+    sandbox.sticky, sandbox.rotate_refresh_tokens, sandbox.latency = sticky, rotating, {CALLS: 0.1}
+    before = 0
+    if situation != "cold":
+        warm(session)
+        before = 1
+    if situation == "revoked":
+        sandbox.revoke_tokens()
+    if situation == "expired":
+        sandbox.expire_tokens()
+        in_soft_window(session, left=-1)
+    results, _ = herd(32, lambda: session.get(ECHO))
+    assert statuses(results) == {200}
+    assert sandbox.count(CALLS) - before == 1
+
+
+def test_a_herd_of_sessions_on_one_store_asks_once(sandbox: Sandbox) -> None:
+    """32 sessions of one user, each on its own, share what the store has."""
+    store = MemoryStore()
+    sandbox.latency = {CALLS: 0.1}
+    sessions = [sandbox.session("alice", store=store) for _ in range(32)]
+    waiting = iter(sessions)
+    results, _ = herd(32, lambda: next(waiting).get(ECHO))
+    assert statuses(results) == {200} and sandbox.count(CALLS) == 1
+    sandbox.revoke_tokens()
+    waiting = iter(sessions)
+    results, _ = herd(32, lambda: next(waiting).get(ECHO))
+    assert statuses(results) == {200} and sandbox.count(CALLS) == 2
+
+
+def test_a_sibling_has_renewed_already(sandbox: Sandbox) -> None:
+    """A 401 on a token that a sibling has renewed costs no token call, also after a refresh that killed it."""
+    store = MemoryStore()
+    one, other = (sandbox.session("alice", store=store) for _ in range(2))
+    warm(one)
+    warm(other)
+    sandbox.revoke_tokens()
+    warm(one)
+    before = sandbox.count(CALLS)
+    warm(other)
+    assert sandbox.count(CALLS) == before
+    assert sandbox.count(ECHO, status=401) == 2
+
+
+def test_a_herd_shares_one_failure(sandbox: Sandbox) -> None:
+    """Threads that waited while the endpoint failed get that error, instead of asking one after the other."""
+    sandbox.latency = {CALLS: 0.1}
+    sandbox.answer_next(500, path=CALLS, times=99)
+    alice = sandbox.session("alice")
+    results, seconds = herd(16, lambda: alice.get(ECHO))
+    assert {type(result) for result in results} == {TokenEndpointError}
+    assert len({id(result) for result in results}) == 16
+    assert sandbox.count(CALLS) == 1
+    assert max(seconds) < 2
+
+
+# --- the soft window --------------------------------------------------------------------------------------------
+
+
+def test_one_thread_renews_in_the_soft_window_and_nobody_else_waits(session: FinapiSession, sandbox: Sandbox) -> None:
+    """While the endpoint takes a second, 15 of 16 threads go on with the token that is still good."""
+    sandbox.sticky, sandbox.kill_on_refresh = False, False
+    warm(session)
+    in_soft_window(session)
+    sandbox.latency = {CALLS: 1}
+    results, seconds = herd(16, lambda: session.get(ECHO))
+    assert statuses(results) == {200}
+    assert sandbox.count(CALLS) == 2
+    assert sorted(seconds)[-2] < 0.9 < sorted(seconds)[-1]
+
+
+def test_a_failing_endpoint_is_not_noticed_while_the_token_is_good(session: FinapiSession, sandbox: Sandbox) -> None:
+    """With a 503 for all of the soft window, 30 calls spread over it make at most 8 token calls and all succeed."""
+    warm(session)
+    opened = time.time()
+    in_soft_window(session, left=60)
+    sandbox.answer_next(503, path=CALLS, times=99)
+    before = sandbox.count(CALLS)
+    with frozen(opened) as clock:
+        for _ in range(30):
+            warm(session)
+            clock.tick(timedelta(seconds=1.9))
+    assert 2 <= sandbox.count(CALLS) - before <= 8
+
+
+def test_retry_after_counts_in_the_soft_window(session: FinapiSession, sandbox: Sandbox) -> None:
+    """finAPI's wish not to be called again is heeded there too."""
+    warm(session)
+    opened = time.time()
+    in_soft_window(session, left=60)
+    sandbox.answer_next(429, headers={"Retry-After": "50"}, path=CALLS, times=99)
+    with frozen(opened) as clock:
+        for _ in range(20):
+            warm(session)
+            clock.tick(2)
+    assert sandbox.count(CALLS) == 2
+
+
+def test_a_vault_that_fails_in_the_soft_window_is_not_noticed(sandbox: Sandbox) -> None:
+    """A callable secret that raises costs no call while the token is good, and is told when it is needed."""
+    open_vault = True
+
+    def vault() -> str:
+        if not open_vault:
+            raise LookupError("vault is sealed")
+        return sandbox.client_secret
+
+    session = sandbox.session(client_secret=vault)
+    warm(session)
+    in_soft_window(session)
+    open_vault = False
+    warm(session)
+    open_vault = True
+    in_soft_window(session, left=-1)
+    open_vault = False
+    with pytest.raises(LookupError):
+        session.get(ECHO)
+
+
+def test_a_sticky_server_is_asked_once_in_the_soft_window(sandbox: Sandbox) -> None:
+    """10,000 looks at a sticky token inside the leeway cost one token call, and siblings none."""
+    store = MemoryStore()
+    session = sandbox.session(store=store)
+    warm(session)
+    in_soft_window(session)
+    tokens = {session.fetch_token().access_token for _ in range(10_000)}
+    assert len(tokens) == 1
+    assert sandbox.count(CALLS) == 2
+    sandbox.session(store=store).fetch_token()
+    assert sandbox.count(CALLS) == 2
+
+
+def test_a_sticky_servers_last_second(sandbox: Sandbox) -> None:
+    """`expires_in` 0 for a token with a known expiry is its last second: at most two more calls, then a new one."""
+    sandbox.lifetime = 60
+    session = sandbox.session()
+    first = session.fetch_token()
+    started = time.time()
+    sandbox.advance(59.5)
+    with frozen(started + 60.1) as clock:
+        last_second = session.fetch_token()
+        assert last_second.access_token == first.access_token and last_second.expires_at is not None
+        session.fetch_token()
+        sandbox.advance(1)
+        clock.tick(1.1)
+        second = session.fetch_token()
+    assert second.access_token != first.access_token
+    assert sandbox.count(CALLS) == 3
+
+
+def test_a_sticky_token_that_turns_out_to_live_for_ever(sandbox: Sandbox) -> None:
+    """When the client's lifetime becomes "never", 0 is believed after a second look, and not asked every second."""
+    sandbox.lifetime = 60
+    session = sandbox.session()
+    session.fetch_token()
+    started = time.time()
+    for _ in range(5):
+        sandbox.answer_next(
+            200, body={"access_token": session.fetch_token().access_token, "expires_in": 0}, path=CALLS
+        )
+    with frozen(started + 61) as clock:
+        for _ in range(10):
+            session.fetch_token()
+            clock.tick(2)
+    assert session.fetch_token().expires_at is None
+    assert sandbox.count(CALLS) == 3
+
+
+@pytest.mark.parametrize("answer", [{"expires_in": 0}, {}], ids=["0", "absent"])
+def test_never_means_never(answer: dict[str, object], sandbox: Sandbox) -> None:
+    """A token without expiry is used as it is ten years later."""
+    sandbox.answer_next(200, body={"access_token": "eternal", "token_type": "bearer", **answer}, path=CALLS)
+    session = sandbox.session()
+    session.fetch_token()
+    with frozen(time.time() + 10 * 365 * 86400):
+        assert session.fetch_token().access_token == "eternal"
+    assert sandbox.count(CALLS) == 1
+
+
+@pytest.mark.parametrize("lifetime", [60, 5])
+def test_short_lives(lifetime: float, session: FinapiSession, sandbox: Sandbox) -> None:
+    """A token that lives for less than the leeway is not renewed at once, again and again."""
+    sandbox.lifetime = lifetime
+    for _ in range(10):
+        warm(session)
+    assert sandbox.count(CALLS) == 1
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_password_is_sent_once(sandbox: Sandbox) -> None:
+    """Six sessions with three calls each, then 16 threads: one call, the same error; the right one works at once."""
+    store = MemoryStore()
+    errors = []
+    for _ in range(6):
+        session = sandbox.session("alice", "wrong", store=store)
+        for _ in range(3):
+            with pytest.raises(InvalidGrantError) as caught:
+                session.get(ECHO)
+            errors.append(caught.value)
+    results, _ = herd(16, lambda: sandbox.session("Alice", "wrong", store=store).get(ECHO))
+    assert {str(error) for error in [*errors, *results]} == {str(errors[0])}
+    assert errors[0].status == 400 and errors[0].request_id
+    assert sandbox.count(CALLS) == 1
+    warm(sandbox.session("alice", store=store))
+    assert sandbox.count(CALLS) == 2
+
+
+def test_a_wrong_password_neither_sees_nor_harms_the_users_token(sandbox: Sandbox) -> None:
+    """A stored token serves only those who know the password that it was had with."""
+    store = MemoryStore()
+    alice = sandbox.session("alice", store=store)
+    warm(alice)
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
+    warm(sandbox.session("alice", store=store))
+    assert sandbox.count(CALLS) == 2
+
+
+def test_revoke_clears_a_refusal(sandbox: Sandbox) -> None:
+    """After `revoke()` a password that was refused may be sent again: it may have become right."""
+    session = sandbox.session("alice", "to-be")
+    with pytest.raises(InvalidGrantError):
+        session.get(ECHO)
+    sandbox.change_password("alice", "to-be")
+    with pytest.raises(InvalidGrantError):
+        session.get(ECHO)
+    assert sandbox.count(CALLS) == 1
+    session.revoke()
+    warm(session)
+
+
+@pytest.mark.parametrize("answer", [500, "drop", "lose", "html", "empty", "truncated"])
+def test_a_password_that_may_have_counted_is_not_sent_again(answer: Any, sandbox: Sandbox) -> None:
+    """A password grant answered 500, cut off or unreadable is one call."""
+    sandbox.answer_next(answer, path=CALLS)
+    alice = sandbox.session("alice")
+    with pytest.raises(TokenEndpointError):
+        alice.get(ECHO)
+    assert sandbox.count(CALLS) == 1
+    warm(alice)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error"),
+    [
+        (lambda sandbox: sandbox.change_client_secret("other"), InvalidClientError),
+        (lambda sandbox: sandbox.lock_user("alice"), UserLockedError),
+        (lambda sandbox: setattr(sandbox, "api_version", 2), AccessDeniedError),
+    ],
+)
+def test_what_rests_for_a_minute(
+    prepare: Callable[[Sandbox], None], error: type[FinapiError], sandbox: Sandbox
+) -> None:
+    """A wrong client secret, a locked user and a wrong API version cost one call in ten, and again after 60 s."""
+    alice = sandbox.session("alice")
+    prepare(sandbox)
+    started = time.time()
+    with frozen(started) as clock:
+        for _ in range(10):
+            with pytest.raises(error):
+                alice.get(ECHO)
+            clock.tick(5)
+        assert sandbox.count(CALLS) == 1
+        clock.tick(11)
+        with pytest.raises(error):
+            alice.get(ECHO)
+    assert sandbox.count(CALLS) == 2
+
+
+def test_a_rest_is_not_prolonged_by_a_clock_that_was_set_back(sandbox: Sandbox) -> None:
+    """A refusal that lies a day in the future is none."""
+    session = sandbox.session()
+    sandbox.change_client_secret("other")
+    with frozen(time.time() + 86400), pytest.raises(InvalidClientError):
+        session.get(ECHO)
+    with pytest.raises(InvalidClientError):
+        session.get(ECHO)
+    assert sandbox.count(CALLS) == 2
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["400", "401"])
+def test_a_refused_refresh_token_is_followed_by_the_password_once(expired: bool, sandbox: Sandbox) -> None:
+    """An invalid (400) or expired (401) refresh token costs one call more, and the call does not fail."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    if expired:
+        sandbox.expire_tokens(refresh=True)
+    else:
+        sandbox.revoke_tokens(refresh=True)
+    warm(alice)
+    assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "refresh_token", "password"]
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["400", "401"])
+def test_without_a_password_a_login_is_required(expired: bool, sandbox: Sandbox) -> None:
+    """A user who lives on a token gets LoginRequiredError when it ends, and finAPI is asked once."""
+    token = sandbox.session("alice").fetch_token()
+    alice = FinapiSession(
+        sandbox.client_id, sandbox.client_secret, username="alice", environment=sandbox.environment, token=token
+    )
+    alice.verify, alice.trust_env = sandbox.ca_bundle, False
+    warm(alice)
+    if expired:
+        sandbox.expire_tokens(refresh=True)
+    else:
+        sandbox.revoke_tokens(refresh=True)
+    before = sandbox.count(CALLS)
+    for _ in range(3):
+        with pytest.raises(LoginRequiredError, match="alice.*password"):
+            alice.get(ECHO)
+    assert sandbox.count(CALLS) - before == 1
+
+
+def test_a_user_without_anything_must_log_in(sandbox: Sandbox) -> None:
+    """Without a password and a token nothing is sent."""
+    with pytest.raises(LoginRequiredError, match="there is no token for user 'nobody'"):
+        sandbox.session("nobody").get(ECHO)
+    assert sandbox.calls == []
+
+
+# --- the API rejects --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_every_call_rejected_although_tokens_are_fresh(
+    sticky: bool, session: FinapiSession, sandbox: Sandbox
+) -> None:
+    """An API that rejects every token gets at most 20 sends and 3 token calls in 10 calls, and heals with the API."""
+    sandbox.sticky = sticky
+    sandbox.answer_next(401, path=ECHO, times=99)
+    for _ in range(10):
+        assert session.get(ECHO).status_code == 401
+    assert sandbox.count(CALLS) <= 3
+    assert sandbox.count(ECHO) <= 20
+    sandbox._traffic.clear()
+    warm(session)
+
+
+def test_the_standstill_ends(sandbox: Sandbox) -> None:
+    """After 30 s a rejected token is renewed again."""
+    sandbox.sticky = False
+    session = sandbox.session()
+    sandbox.answer_next(401, path=ECHO, times=6)
+    started = time.time()
+    with frozen(started) as clock:
+        for _ in range(3):
+            session.get(ECHO)
+        calls = sandbox.count(CALLS)
+        clock.tick(31)
+        session.get(ECHO)
+    assert sandbox.count(CALLS) == calls + 1
+
+
+@pytest.mark.parametrize("status", [403, 423, 451, 510])
+def test_other_statuses_are_not_about_the_token(status: int, session: FinapiSession, sandbox: Sandbox) -> None:
+    """403, 423, 451 and 510 from the API are answers, not reasons to renew."""
+    warm(session)
+    sandbox.answer_next(status, path=ECHO)
+    assert session.get(ECHO).status_code == status
+    assert sandbox.count(CALLS) == 1 and sandbox.count(ECHO) == 2
+
+
+# --- what finAPI may or may not do -------------------------------------------------------------------------------
+
+
+def test_a_refresh_answer_without_a_refresh_token_keeps_the_old_one(sandbox: Sandbox) -> None:
+    """A left-out refresh token stays valid, and is used again."""
+    sandbox.rotate_refresh_tokens = "omit"
+    alice = sandbox.session("alice")
+    warm(alice)
+    for _ in range(2):
+        sandbox.revoke_tokens()
+        warm(alice)
+    assert [call.grant_type for call in sandbox.calls if call.grant_type] == [
+        "password",
+        "refresh_token",
+        "refresh_token",
+    ]
+
+
+def test_a_replaced_refresh_token_is_stored_before_its_access_token_is_used(sandbox: Sandbox) -> None:
+    """At the moment of the first API call with a new token, the store has it and its refresh token."""
+    sandbox.rotate_refresh_tokens = True
+    store = MemoryStore()
+    alice = sandbox.session("alice", store=store)
+    stored_when_used = []
+    prepare = alice.auth
+
+    def spy(request: Any) -> Any:
+        request = prepare(request)
+        carried = request.headers["Authorization"].removeprefix("Bearer ")
+        stored_when_used.append(any(carried in value for value in store._values.values()))
+        return request
+
+    alice.auth = spy
+    warm(alice)
+    sandbox.expire_tokens()
+    in_soft_window(alice, left=-1)
+    warm(alice)
+    assert stored_when_used == [True, True]
+
+
+@pytest.mark.parametrize("as_dict", [False, True], ids=["Token", "dict"])
+def test_an_adopted_token_renews_like_any_other(as_dict: bool, sandbox: Sandbox) -> None:
+    """`token=` is used without a token call, stored, and renewed by its refresh token."""
+    token = sandbox.session("alice").fetch_token()
+    store = MemoryStore()
+    alice = FinapiSession(
+        sandbox.client_id,
+        sandbox.client_secret,
+        username="alice",
+        environment=sandbox.environment,
+        token=token.to_dict() if as_dict else token,
+        store=store,
+    )
+    alice.verify, alice.trust_env = sandbox.ca_bundle, False
+    warm(alice)
+    assert sandbox.count(CALLS) == 1
+    sandbox.revoke_tokens()
+    warm(alice)
+    assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "refresh_token"]
+    assert any(alice.fetch_token().access_token in value for value in store._values.values())
+
+
+def test_a_token_as_requests_oauthlib_had_it(sandbox: Sandbox) -> None:
+    """A dict as that library keeps it, got by that library, is adopted with its expiry."""
+    from oauthlib.oauth2 import BackendApplicationClient
+
+    with OAuth2Session(client=BackendApplicationClient(sandbox.client_id)) as other:
+        other.trust_env = False
+        theirs = other.fetch_token(
+            sandbox.environment.token_url,
+            client_secret=sandbox.client_secret,
+            include_client_id=True,
+            verify=sandbox.ca_bundle,
+        )
+    with sandbox.session(token=theirs) as session:
+        warm(session)
+        assert session.fetch_token().expires_at == theirs["expires_at"]
+    assert sandbox.count(CALLS) == 1
+
+
+@pytest.mark.parametrize("step", [86400, -86400, -7200], ids=["day forward", "day back", "two hours back"])
+def test_the_wall_clock_steps(step: float, session: FinapiSession, sandbox: Sandbox) -> None:
+    """A clock that is set costs at most one token call, and no call fails; nor do those after it is set right."""
+    warm(session)
+    with frozen(time.time() + step):
+        for _ in range(3):
+            warm(session)
+    assert sandbox.count(CALLS) <= 2
+    for _ in range(3):
+        warm(session)
+    assert sandbox.count(CALLS) <= 3
+
+
+@pytest.mark.parametrize("rounds", [10])
+def test_revoking_while_others_call(rounds: int, sandbox: Sandbox) -> None:
+    """`revoke()` racing with calls leaves no thread hanging, no failed call, and no dead token in the store."""
+    store = MemoryStore()
+    alice = sandbox.session("alice", store=store)
+    stop = threading.Event()
+    failed: list[Any] = []
+
+    def call() -> None:
+        while not stop.is_set():
+            status = alice.get(ECHO).status_code
+            if status != 200:
+                failed.append(status)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(rounds):
+        time.sleep(0.05)
+        alice.revoke()
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    # A replay may meet the next revocation: two sends a call, no more.
+    assert len(failed) <= rounds and set(failed) <= {401}
+    alice.revoke()
+    assert store.get(alice._own._key(alice._own.identity.credentials())) is None
+
+
+def test_the_fast_path_takes_no_lock_and_touches_no_store(sandbox: Sandbox) -> None:
+    """With a fresh token, a held lock and a broken store do not matter."""
+    session = sandbox.session()
+    warm(session)
+    source = session._own
+    source._ledger = None  # type: ignore[assignment]
+    with source._lock():
+        warm(session)
+
+
+def test_20_threads_while_tokens_are_killed(sandbox: Sandbox) -> None:
+    """Calls of every kind, tokens killed every 250 ms: under 1 % fail, and only those whose replay was killed too."""
+    client = sandbox.session()
+    alice = client.user("alice", "her-password")
+    kinds: list[Callable[[], Any]] = [
+        lambda: client.get("/api/v2/banks"),
+        lambda: alice.get("/api/v2/accounts"),
+        lambda: alice.post(ECHO, data=b"body"),
+        lambda: client.get(ECHO, stream=True),
+        lambda: alice.get("/api/v2/tests/redirect", params={"to": ECHO}),
+    ]
+    _, seconds = herd(20, lambda: [kind() for kind in kinds])
+    one_call = max(seconds) / len(kinds)
+    interval = 0.25 if one_call < 0.1 else 5 * one_call  # an overloaded machine needs longer for a round of calls
+    ends = time.monotonic() + 6
+    answers: list[Any] = []
+
+    def work(number: int) -> None:
+        while time.monotonic() < ends:
+            response = kinds[number % len(kinds)]()
+            assert response.content is not None
+            answers.append(response)
+            number += 1
+
+    with ThreadPoolExecutor(20) as pool:
+        workers = [pool.submit(work, number) for number in range(20)]
+        while time.monotonic() < ends:
+            time.sleep(interval)
+            sandbox.revoke_tokens()
+        for worker in workers:
+            worker.result(timeout=30)
+    failed = [answer for answer in answers if answer.status_code != 200]
+    assert len(answers) > 200
+    assert {answer.status_code for answer in failed} <= {401}
+    assert all(answer.history for answer in failed), "a 401 was not healed"
+    assert len(failed) < len(answers) / 100, f"{len(failed)} of {len(answers)}"

@@ -1,0 +1,276 @@
+"""The session as DESIGN shows it: one story on one connection, what is kept, what is given back."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import requests
+
+from finapi_session import (
+    BearerAuth,
+    Environment,
+    FileStore,
+    FinapiSession,
+    LoginRequiredError,
+    MemoryStore,
+    RevocationError,
+    Token,
+)
+from finapi_session.environment import LIVE, SANDBOX
+from finapi_session.testing import Sandbox
+
+ECHO = "/api/v2/tests/echo"
+
+
+def test_the_whole_story_on_one_connection(sandbox: Sandbox) -> None:
+    """Client, user, a healed 401 and both revocations make one TLS connection and no call too many."""
+    with sandbox.session() as client:
+        banks = client.get("/api/v2/banks", params={"search": "Sparkasse"})
+        with client.user("alice", "her-password") as alice:
+            assert alice.get("/api/v2/accounts").ok
+            sandbox.revoke_tokens("alice")
+            accounts = alice.get("/api/v2/accounts")
+    assert banks.json()["banks"] and accounts.json()["accounts"]
+    assert sandbox.connections == 1
+    assert [(call.path, call.status, call.kind) for call in sandbox.calls] == [
+        ("/oauth/token", 200, "client"),
+        ("/api/v2/banks", 200, "client"),
+        ("/oauth/token", 200, "user"),
+        ("/api/v2/accounts", 200, "user"),
+        ("/api/v2/accounts", 401, None),
+        ("/oauth/token", 200, "user"),
+        ("/api/v2/accounts", 200, "user"),
+        ("/oauth/revoke", 200, "client"),
+        ("/oauth/revoke", 200, "client"),
+    ]
+    assert [call.revoked for call in sandbox.calls[-2:]] == ["alice", "client"]
+
+
+def test_the_first_fetch_is_lazy(sandbox: Sandbox) -> None:
+    """Making and closing sessions sends nothing."""
+    with sandbox.session() as client, client.user("alice", "her-password"):
+        pass
+    sandbox.session("alice").close()
+    assert sandbox.calls == []
+
+
+def test_a_user_alone_revokes_hers_and_the_clients(sandbox: Sandbox) -> None:
+    """A session made for a user gets the client's token to revoke hers with, and gives it back as well."""
+    with sandbox.session("alice") as alice:
+        alice.get(ECHO)
+    assert [call.revoked for call in sandbox.calls if call.path == "/oauth/revoke"] == ["alice", "client"]
+    assert sandbox.connections == 1
+
+
+def test_closing_the_parent_closes_its_users(sandbox: Sandbox) -> None:
+    """Users whose sessions were left open are revoked before the client."""
+    client = sandbox.session()
+    alice = client.user("alice", "her-password")
+    anna = alice.user(sandbox.username, sandbox.password)
+    for session in (client, alice, anna):
+        session.get(ECHO)
+    client.close()
+    revoked = [call.revoked for call in sandbox.calls if call.path == "/oauth/revoke"]
+    assert sorted(revoked[:2]) == ["alice", sandbox.username] and revoked[2:] == ["client"]
+
+
+def test_a_session_works_again_after_close(sandbox: Sandbox) -> None:
+    """As with requests, a closed session may be used again; it asks for a new token, once."""
+    session = sandbox.session()
+    for _ in range(2):
+        session.get(ECHO)
+        session.close()
+        session.close()
+    assert sandbox.count("/oauth/token") == 2 and sandbox.count("/oauth/revoke") == 2
+
+
+@pytest.mark.parametrize(("revoke_on_close", "revocations"), [(None, 0), (False, 0), (True, 1)])
+def test_others_live_on_a_given_store(
+    revoke_on_close: bool | None, revocations: int, sandbox: Sandbox
+) -> None:
+    """With the caller's store nothing is revoked on close, unless it is asked for."""
+    with sandbox.session(store=MemoryStore(), revoke_on_close=revoke_on_close) as session:
+        session.get(ECHO)
+    assert sandbox.count("/oauth/revoke") == revocations
+
+
+def test_close_neither_raises_nor_masks(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """A failed revocation on close is logged; the caller's own exception comes through."""
+    with pytest.raises(KeyError, match="mine"), sandbox.session() as session:
+        session.get(ECHO)
+        sandbox.answer_next(400, path="/oauth/revoke")
+        raise KeyError("mine")
+    assert "RevocationError on close; the token lives on" in caplog.text
+    session.get(ECHO)
+    sandbox.answer_next(400, path="/oauth/revoke")
+    with pytest.raises(RevocationError):
+        session.revoke()
+
+
+def test_a_vault_that_fails_on_close_is_logged(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """What a callable secret raises while closing does not come through."""
+    secrets = [sandbox.client_secret]
+    with sandbox.session(client_secret=lambda: secrets.pop()) as session:
+        session.fetch_token()
+    assert "IndexError on close" in caplog.text
+
+
+def test_an_expired_token_is_forgotten_without_a_call(sandbox: Sandbox) -> None:
+    """A client token past its expiry need not be revoked."""
+    with sandbox.session(token={"access_token": "old", "expires_at": 1_700_000_000}) as session:
+        assert session._own.held is not None
+    assert sandbox.calls == [] and session._own.held is None
+
+
+def test_a_token_lives_on_between_runs(sandbox: Sandbox, bare_machine: Path) -> None:
+    """A second session on the file store in the home folder makes no token call, for client and user."""
+    for _ in range(2):
+        with sandbox.session(store=FileStore()) as client:
+            client.get(ECHO)
+            with client.user("alice", "her-password") as alice:
+                alice.get(ECHO)
+    with sandbox.session(store=FileStore()) as client, client.user("alice") as alice:
+        assert alice.get("/api/v2/accounts").ok
+    assert sandbox.count("/oauth/token") == 2 and sandbox.count("/oauth/revoke") == 0
+    modes = {path.stat().st_mode & 0o777 for path in bare_machine.rglob("*") if path.is_file()}
+    assert modes == {0o600}
+
+
+def test_a_user_without_a_password_lives_on_the_store(sandbox: Sandbox) -> None:
+    """Without a password and without a token nothing can be done, and the error says what can."""
+    with sandbox.session() as client, pytest.raises(LoginRequiredError, match="password, or with token="):
+        client.user("alice").get(ECHO)
+
+
+def test_the_auth_serves_one_call(sandbox: Sandbox) -> None:
+    """`auth=alice.auth` makes one call of the client's session hers."""
+    with sandbox.session() as client:
+        alice = client.user("alice", "her-password")
+        assert isinstance(alice.auth, BearerAuth)
+        assert client.get(ECHO, auth=alice.auth).json()["kind"] == "user"
+        assert client.get(ECHO).json()["kind"] == "client"
+
+
+def test_fetch_token_serves_others(sandbox: Sandbox) -> None:
+    """`fetch_token()` returns a valid token for whatever makes its own calls."""
+    with sandbox.session("alice") as alice, requests.Session() as other:
+        other.trust_env, other.verify = False, sandbox.ca_bundle
+        token = alice.fetch_token()
+        assert isinstance(token, Token)
+        headers = {"Authorization": f"Bearer {token.access_token}"}
+        assert other.get(f"{sandbox.base_url}{ECHO}", headers=headers).json()["kind"] == "user"
+
+
+def test_users_have_settings_of_their_own(sandbox: Sandbox) -> None:
+    """A user's session starts with the parent's settings; changing them leaves the parent's as they are."""
+    with sandbox.session() as client:
+        client.headers["X-Both"] = "1"
+        alice = client.user("alice", "her-password")
+        alice.headers["X-Hers"] = "1"
+        alice.params = {"hers": "1"}
+        alice.hooks["response"].append(lambda response, **_: None)
+        assert client.adapters is alice.adapters and client.cookies is not alice.cookies
+        assert "X-Hers" not in client.headers and alice.headers["X-Both"] == "1"
+        assert client.params == {} and client.hooks["response"] == []
+
+
+class Bank(FinapiSession):
+    """A subclass as users write them."""
+
+    def banks(self) -> list[str]:
+        """The names of banks."""
+        return [bank["name"] for bank in self.get("/api/v2/banks").json()["banks"]]
+
+
+def test_subclasses_work(sandbox: Sandbox) -> None:
+    """A subclass's `user()` is of the subclass, with its attributes."""
+    with Bank(sandbox.client_id, sandbox.client_secret, environment=sandbox.environment) as bank:
+        bank.verify = sandbox.ca_bundle
+        assert bank.banks()
+        assert type(bank.user("alice", "her-password")) is Bank
+
+
+def test_from_env(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's variables make a session; arguments go before, and what is missing is named."""
+    with pytest.raises(ValueError, match="set FINAPI_CLIENT_ID"):
+        FinapiSession.from_env()
+    monkeypatch.setenv("FINAPI_CLIENT_ID", sandbox.client_id)
+    with pytest.raises(ValueError, match="set FINAPI_CLIENT_SECRET"):
+        FinapiSession.from_env()
+    monkeypatch.setenv("FINAPI_CLIENT_SECRET", sandbox.client_secret)
+    assert FinapiSession.from_env().environment is SANDBOX
+    assert FinapiSession.from_env(environment="live").environment is LIVE
+    monkeypatch.setenv("FINAPI_ENVIRONMENT", sandbox.base_url)
+    monkeypatch.setenv("FINAPI_USERNAME", "alice")
+    monkeypatch.setenv("FINAPI_PASSWORD", "her-password")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", sandbox.ca_bundle)
+    with FinapiSession.from_env() as alice:
+        assert alice.get(ECHO).json()["kind"] == "user"
+
+
+def test_version_2_paths(sandbox: Sandbox) -> None:
+    """A client bound to API version 2 uses the OAuth paths of that version; with the others it is denied."""
+    sandbox.api_version = 2
+    with sandbox.session(environment=Environment(sandbox.base_url, "/api/v2/oauth")) as session:
+        assert session.get(ECHO).ok
+    assert {call.path for call in sandbox.calls} == {"/api/v2/oauth/token", ECHO, "/api/v2/oauth/revoke"}
+
+
+def test_request_ids(sandbox: Sandbox) -> None:
+    """Each call has an id of its own, also the OAuth calls; the caller's is kept; foreign hosts get none."""
+    with sandbox.session() as session:
+        mine = session.get(ECHO, headers={"X-Request-Id": "mine"})
+        other = session.get(ECHO)
+        foreign = session.prepare_request(requests.Request("GET", "https://example.org/"))
+    assert mine.headers["X-Request-Id"] == "mine" != other.headers["X-Request-Id"]
+    assert "X-Request-Id" not in foreign.headers and "Authorization" not in foreign.headers
+    assert len({call.request_id for call in sandbox.calls}) == len(sandbox.calls) == 4
+
+
+def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """One INFO line for each token issued, adopted, renewed and revoked, with its fields for JSON loggers."""
+    caplog.set_level(logging.INFO, logger="finapi_session")
+    store = MemoryStore()
+    sandbox.session("alice", store=store).get(ECHO)
+    with sandbox.session("alice", store=store, revoke_on_close=True) as alice:
+        alice.get(ECHO)
+        sandbox.revoke_tokens("alice")
+        alice.get(ECHO)
+    told = [(record.finapi_kind, record.finapi_identity) for record in caplog.records]  # type: ignore[attr-defined]
+    assert told == [
+        ("issued", "user 'alice'"),
+        ("adopted", "user 'alice'"),
+        ("renewed", "user 'alice'"),
+        ("issued", f"client '{sandbox.client_id}'"),
+        ("revoked", "user 'alice'"),
+        ("revoked", f"client '{sandbox.client_id}'"),
+    ]
+    issued = caplog.records[0]
+    assert issued.finapi_environment == sandbox.base_url  # type: ignore[attr-defined]
+    assert 3590 < issued.finapi_expires_in <= 3600  # type: ignore[attr-defined]
+    assert issued.finapi_request_id == sandbox.calls[0].request_id  # type: ignore[attr-defined]
+    assert issued.finapi_milliseconds > 0  # type: ignore[attr-defined]
+    assert "s left" in issued.getMessage() and "request id" in issued.getMessage()
+
+
+def test_a_fork_gets_connections_of_its_own(sandbox: Sandbox) -> None:
+    """The adapters of every session are replaced in a forked child, and only there."""
+    with sandbox.session() as session:
+        session.get(ECHO)
+        pool = session.get_adapter(sandbox.base_url).poolmanager  # type: ignore[attr-defined]
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            own = session.get_adapter(sandbox.base_url).poolmanager is not pool  # type: ignore[attr-defined]
+            os.write(writer, b"own" if own and session.get(ECHO).ok else b"shared")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert os.read(reader, 10) == b"own"
+        assert session.get_adapter(sandbox.base_url).poolmanager is pool  # type: ignore[attr-defined]
+        assert session.get(ECHO).ok
+        os.close(reader)
+        os.close(writer)
+    assert sandbox.connections == 2
