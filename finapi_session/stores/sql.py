@@ -101,9 +101,9 @@ class SQLStore:
         name = _name(f"{self.table.name}\n{key}")
         with self._engine().connect() as connection:
             if connection.dialect.name != "sqlite":
-                connection.detach()
                 # An engine that commits each statement would give a transaction's lock back at once.
                 connection.execution_options(isolation_level="READ COMMITTED")
+                connection.detach()
                 self._wait(connection, name)
                 try:
                     yield

@@ -151,9 +151,11 @@ def test_nothing_is_left_in_the_pool(make: Callable[..., SQLStore]) -> None:
     assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_an_engine_that_commits_by_itself(postgresql: SQLStore) -> None:
-    """On an engine in AUTOCOMMIT mode locks hold and values are kept all the same."""
-    engine = create_engine(postgresql.engine.url, isolation_level="AUTOCOMMIT")
+@pytest.mark.parametrize("later", [False, True])
+def test_an_engine_that_commits_by_itself(postgresql: SQLStore, later: bool) -> None:
+    """On an engine in AUTOCOMMIT mode, made so or told so later, locks hold and values are kept."""
+    engine = create_engine(postgresql.engine.url, isolation_level="READ COMMITTED" if later else "AUTOCOMMIT")
+    engine = engine.execution_options(isolation_level="AUTOCOMMIT") if later else engine
     store = SQLStore(engine, postgresql.table.name, lock_timeout=0.1)
     with store.lock("key"):
         store.set("key", "value")
