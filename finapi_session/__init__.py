@@ -34,6 +34,37 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AccessDeniedError",
+    "ApiError",
+    "BearerAuth",
+    "EncryptedStore",
+    "Environment",
+    "FileStore",
+    "FinapiError",
+    "FinapiSession",
+    "InvalidClientError",
+    "InvalidGrantError",
+    "KeyringStore",
+    "LIVE",
+    "LIVE_V2",
+    "LoginRequiredError",
+    "MemoryStore",
+    "ProblemDetail",
+    "RedisStore",
+    "RevocationError",
+    "SANDBOX",
+    "SANDBOX_V2",
+    "SQLStore",
+    "Token",
+    "TokenEndpointError",
+    "TokenError",
+    "TokenEvent",
+    "TokenStore",
+    "UserLockedError",
+    "raise_for_error",
+]
+
 _HOMES = {
     "auth": ("BearerAuth",),
     "environment": ("LIVE", "LIVE_V2", "SANDBOX", "SANDBOX_V2", "Environment"),
@@ -63,8 +94,6 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _EXTRAS = {"redis": "redis", "sqlalchemy": "sql", "keyring": "keyring", "cryptography": "encryption"}
-
-__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

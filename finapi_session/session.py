@@ -105,12 +105,15 @@ class FinapiSession(requests.Session):
         """Make a session from the environment variables ``FINAPI_CLIENT_ID`` and so on.
 
         They are ``_CLIENT_ID``, ``_CLIENT_SECRET``, ``_USERNAME``, ``_PASSWORD`` and ``_ENVIRONMENT`` (a name such
-        as ``live``, or an https base URL). *overrides* are arguments, which go before.
+        as ``live``, or an https base URL). *overrides* are arguments, which go before; ``username=None`` makes a
+        session for the client whatever user the environment names.
 
         Raises ``ValueError`` if the client's id or secret is not there.
         """
         names = ("client_id", "client_secret", "username", "password", "environment")
         found = {name: os.environ.get(f"FINAPI_{name.upper()}") for name in names}
+        if "username" in overrides:  # another user, or with None the client itself: the password is not theirs
+            found["password"] = None
         arguments = {name: value for name, value in found.items() if value} | overrides
         for name in ("client_id", "client_secret"):
             if name not in arguments:

@@ -207,8 +207,9 @@ def test_from_env(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINAPI_USERNAME", "alice")
     monkeypatch.setenv("FINAPI_PASSWORD", "her-password")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", sandbox.ca_bundle)
-    with FinapiSession.from_env() as alice:
+    with FinapiSession.from_env() as alice, FinapiSession.from_env(username=None) as client:
         assert alice.get(ECHO).json()["kind"] == "user"
+        assert client.get(ECHO).json()["kind"] == "client"
 
 
 def test_version_2_paths(sandbox: Sandbox) -> None:

@@ -47,7 +47,7 @@ class Host:
 def main(url: str, name: str) -> None:
     from redis import Redis
 
-    from finapi_session.stores import RedisStore
+    from finapi_session import RedisStore
 
     store = RedisStore(Redis.from_url(url, socket_timeout=0.5, socket_connect_timeout=0.5), lease=2)
     block = store.lock(KEY)

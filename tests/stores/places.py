@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finapi_session.stores import EncryptedStore, FileStore, GuardedStore, RedisStore, SQLStore
+from finapi_session import EncryptedStore, FileStore, RedisStore, SQLStore
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -63,10 +63,6 @@ def sql_store(url: str, table: str = "tokens", pool_size: int = 5) -> SQLStore:
 
 def encrypted_store(folder: Path, key: bytes) -> EncryptedStore:
     return EncryptedStore(FileStore(folder), key)
-
-
-def guarded_store(folder: Path) -> GuardedStore:
-    return GuardedStore(FileStore(folder), print)
 
 
 def close_all() -> None:

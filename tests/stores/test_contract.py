@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography.fernet import Fernet
 
-from finapi_session.stores import FileStore, MemoryStore
+from finapi_session import FileStore, MemoryStore
 from finapi_session.testing.contract import MakeStore, StoreContract
 
 from . import django_cache, places, vault
@@ -79,12 +79,6 @@ class TestEncryptedStore(StoreContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
         return partial(places.encrypted_store, tmp_path / "tokens", Fernet.generate_key())
-
-
-class TestGuardedStore(StoreContract):
-    @pytest.fixture
-    def make_store(self, tmp_path: Path) -> MakeStore:
-        return partial(places.guarded_store, tmp_path / "tokens")
 
 
 class TestDjangoCacheStore(StoreContract):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from finapi_session.stores import MemoryStore
+from finapi_session import MemoryStore
 from finapi_session.testing.contract import Processes, StoreContract
 
 
@@ -205,7 +205,7 @@ def test_the_fixture_is_needed(tmp_path: Path) -> None:
     """A class without the fixture is told what it lacks, and one with it is all that a third party writes."""
     (tmp_path / "test_mine.py").write_text(
         "import functools, pytest\n"
-        "from finapi_session.stores import FileStore\n"
+        "from finapi_session import FileStore\n"
         "from finapi_session.testing import StoreContract\n"
         "class TestWithout(StoreContract): pass\n"
         "class TestWith(StoreContract):\n"

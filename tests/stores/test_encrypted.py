@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from cryptography.fernet import Fernet
 
-from finapi_session.stores import EncryptedStore, MemoryStore
+from finapi_session import EncryptedStore, MemoryStore
 
 OLD, NEW = Fernet.generate_key(), Fernet.generate_key()
 

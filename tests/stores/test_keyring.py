@@ -14,7 +14,7 @@ from keyring.backend import KeyringBackend
 from keyring.backends import fail
 from keyring.errors import NoKeyringError, PasswordDeleteError
 
-from finapi_session.stores import KeyringStore
+from finapi_session import KeyringStore
 
 from . import vault
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from finapi_session.stores import MemoryStore
+from finapi_session import MemoryStore
 
 from . import places
 

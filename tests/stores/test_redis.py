@@ -15,7 +15,7 @@ import pytest
 import redis
 from redis.exceptions import LockNotOwnedError
 
-from finapi_session.stores import RedisStore
+from finapi_session import RedisStore
 
 from . import places
 from .host import Host

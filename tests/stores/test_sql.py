@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
-from finapi_session.stores import SQLStore
+from finapi_session import SQLStore
 from finapi_session.stores.sql import _try_mysql
 
 from . import places

@@ -25,7 +25,7 @@ from typing import Any
 
 from cryptography.fernet import Fernet
 
-from finapi_session.stores import FileStore, MemoryStore, TokenStore
+from finapi_session import FileStore, MemoryStore, TokenStore
 from finapi_session.testing.contract import number_of, text_of
 
 from . import places, vault

@@ -10,7 +10,7 @@ import keyring
 from keyring.backend import KeyringBackend
 from keyring.errors import PasswordDeleteError
 
-from finapi_session.stores import KeyringStore
+from finapi_session import KeyringStore
 
 
 class FolderKeyring(KeyringBackend):

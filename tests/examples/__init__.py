@@ -1,0 +1,1 @@
+"""The programs that the README shows under "Frameworks", whole. ``test_examples.py`` runs them."""

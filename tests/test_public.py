@@ -1,0 +1,239 @@
+"""What is public is listed, documented, typed, and loads nothing that is not used."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from types import FunctionType, ModuleType
+
+import pytest
+import requests
+
+import finapi_session
+import finapi_session.testing
+from finapi_session import FinapiSession
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.rst").read_text(encoding="utf-8")
+SURFACE = ROOT / "tests" / "typed_surface.py"
+
+#: The modules of optional dependencies, and the extra that brings them.
+OPTIONAL = {
+    "redis": "redis",
+    "sqlalchemy": "sql",
+    "keyring": "keyring",
+    "cryptography": "encryption",
+    "click": "cli",
+    "flask": "sandbox",
+    "werkzeug": "sandbox",
+    "trustme": "sandbox",
+}
+NEEDS_AN_EXTRA = [
+    ("finapi_session", "RedisStore", "redis"),
+    ("finapi_session", "SQLStore", "sqlalchemy"),
+    ("finapi_session", "KeyringStore", "keyring"),
+    ("finapi_session", "EncryptedStore", "cryptography"),
+    ("finapi_session.testing", "Sandbox", "flask"),
+    ("finapi_session.testing", "Sandbox", "werkzeug"),
+    ("finapi_session.testing", "Sandbox", "trustme"),
+]
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {module!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run *code* in an interpreter of its own."""
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), *sys.path)))}
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the modules that *statement* loads."""
+    shown = fresh(f"import sys; before = set(sys.modules)\n{statement}\nprint(*(set(sys.modules) - before))")
+    assert shown.returncode == 0, shown.stderr
+    return set(shown.stdout.split())
+
+
+def ours() -> Iterator[ModuleType]:
+    """Import every module of the package."""
+    yield finapi_session
+    for found in walk_packages(finapi_session.__path__, "finapi_session."):
+        yield import_module(found.name)
+
+
+def imported_for_types(module: ModuleType) -> dict[str, str]:
+    """Return the names that a lazy module imports for type checkers, each with its home."""
+    source = ast.parse(inspect.getsource(module))
+    [block] = [
+        node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: node.module or "" for node in imports for alias in node.names}
+
+
+@pytest.mark.parametrize(
+    "module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__
+)
+def test_what_is_listed_is_there(module: ModuleType) -> None:
+    """``__all__``, ``dir``, the star import, the names for type checkers and their homes are the same."""
+    listed = set(module.__all__)
+    assert sorted(listed) == list(module.__all__) and listed <= set(dir(module))
+    star: dict[str, object] = {}
+    exec(f"from {module.__name__} import *", star)
+    assert set(star) - {"__builtins__"} == listed
+    for name, home in imported_for_types(module).items():
+        assert getattr(import_module(f"{module.__name__}.{home}"), name) is getattr(module, name)
+    assert set(imported_for_types(module)) == listed
+
+
+@pytest.mark.parametrize(
+    "module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__
+)
+def test_what_is_not_there_is_refused(module: ModuleType) -> None:
+    """Another name is an AttributeError that names it, as with any module."""
+    with pytest.raises(AttributeError, match="no attribute 'Sessoin'"):
+        module.Sessoin  # noqa: B018
+
+
+def test_the_readme_has_every_public_name() -> None:
+    """Whatever can be imported is told of in the README."""
+    public = {*finapi_session.__all__, *finapi_session.testing.__all__} - {"Call"}
+    assert sorted(name for name in public if not re.search(rf"\b{name}\b", README)) == []
+
+
+def test_the_readme_has_no_other_names() -> None:
+    """What the README writes like a class of ours is one."""
+    shown = set(
+        re.findall(r"``([A-Z][A-Za-z]+(?:Store|Error|Session|Auth|Event|Token|Detail|Contract))\b", README)
+    )
+    public = {*finapi_session.__all__, *finapi_session.testing.__all__}
+    assert shown and shown <= public
+
+
+def test_the_readme_has_every_method_of_a_session() -> None:
+    """What a session can do beyond requests.Session is told of in the README."""
+    known = dir(requests.Session)
+    further = {name for name in dir(FinapiSession) if not name.startswith("_") and name not in known}
+    assert further == {"user", "fetch_token", "revoke", "from_env"}
+    assert sorted(name for name in further if f"``{name}(" not in README) == []
+
+
+def test_the_typed_surface_uses_every_public_name() -> None:
+    """The file that mypy checks uses each name, and each argument of a session."""
+    tree = ast.parse(SURFACE.read_text())
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    given = {
+        word.arg for node in calls if ast.unparse(node.func) == "FinapiSession" for word in node.keywords
+    }
+    assert {
+        *finapi_session.__all__,
+        *finapi_session.testing.__all__,
+        "user",
+        "fetch_token",
+        "revoke",
+        "from_env",
+    } <= used
+    parameters = inspect.signature(FinapiSession).parameters.values()
+    assert {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} == given
+
+
+def test_the_typed_surface_imports() -> None:
+    """The file that mypy checks is also a module that runs, with warnings as errors."""
+    shown = fresh("import tests.typed_surface")
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    """``import finapi_session`` loads no dependency, optional or not, and no module of its own."""
+    loaded = loaded_by("import finapi_session")
+    assert {name for name in loaded if name.startswith("finapi_session")} == {"finapi_session"}
+    assert not loaded & {*OPTIONAL, "requests", "requests_oauthlib", "filelock", "platformdirs", "pytest"}
+
+
+def test_importing_the_session_loads_no_store_but_its_own() -> None:
+    """A session comes with its memory; no other store is loaded, and no optional dependency."""
+    loaded = loaded_by("from finapi_session import FinapiSession; FinapiSession('id', 'secret').close()")
+    stores = {name for name in loaded if name.startswith("finapi_session.stores.")}
+    assert stores == {"finapi_session.stores.memory", "finapi_session.stores.protocol"}
+    assert not loaded & {*OPTIONAL, "filelock", "platformdirs", "pytest"}
+    assert not {name for name in loaded if name.startswith(("finapi_session.testing", "finapi_session.cli"))}
+
+
+@pytest.mark.parametrize(("module", "name", "dependency"), NEEDS_AN_EXTRA)
+def test_a_missing_extra_is_named(module: str, name: str, dependency: str) -> None:
+    """Without its dependency, importing a name says which extra to install."""
+    code = BLOCK.format(module=dependency) + f"from {module} import {name}"
+    shown = fresh(code)
+    assert shown.returncode == 1
+    wanted = f"ImportError: {name} needs an extra: pip install 'finapi-session[{OPTIONAL[dependency]}]'"
+    assert shown.stderr.splitlines()[-1] == wanted
+
+
+def test_a_missing_command_line_is_named() -> None:
+    """Without click, the command says in one line which extra to install."""
+    code = (
+        BLOCK.format(module="click")
+        + "from finapi_session.cli import main; sys.argv[1:] = ['status']; main()"
+    )
+    shown = fresh(code)
+    assert shown.returncode == 2 and "pip install 'finapi-session[cli]'" in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+
+
+def test_the_rest_works_without_any_extra() -> None:
+    """With every optional dependency gone, all names that need none can be imported."""
+    blocked = "".join(BLOCK.format(module=module) for module in OPTIONAL)
+    free = set(finapi_session.__all__) - {name for _, name, _ in NEEDS_AN_EXTRA}
+    shown = fresh(f"{blocked}\nfrom finapi_session import {', '.join(sorted(free))}")
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_everything_public_has_a_docstring() -> None:
+    """Each public module, class, function, method and property of the package says what it is."""
+    bare = {module.__name__ for module in ours() if not module.__doc__}
+    for module in ours():
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", "") != module.__name__:
+                continue
+            if isinstance(value, FunctionType) and not value.__doc__:
+                bare.add(f"{module.__name__}.{name}")
+            if inspect.isclass(value):
+                bare |= {f"{module.__name__}.{bad}" for bad in undocumented(value)}
+    assert sorted(bare) == []
+
+
+def undocumented(kind: type) -> Iterator[str]:
+    """Name what a class should describe, and does not."""
+    # A dataclass without a docstring gets its signature for one.
+    if not kind.__doc__ or kind.__doc__.startswith(f"{kind.__name__}("):
+        yield kind.__name__
+    for name, value in vars(kind).items():
+        described = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
+        is_member = (
+            isinstance(described, (FunctionType, property)) or type(described).__name__ == "cached_property"
+        )
+        if is_member and not name.startswith("_") and not described.__doc__:
+            yield f"{kind.__name__}.{name}"
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    """The first entry is this version, released or not."""
+    first = re.search(r"^(\d\S*) \(.+\)$", (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8"), re.M)
+    assert first is not None and first[1] == finapi_session.__version__
