@@ -142,7 +142,7 @@ class TokenEndpoint:
                 retries = retries.increment("POST", self.environment.token_url)
             except MaxRetryError:
                 break
-            wait = max(retries.get_backoff_time(), getattr(attempt.error, "retry_after", None) or 0)
+            wait = max(retries.get_backoff_time(), (attempt.error and attempt.error.retry_after) or 0.0)
             if time.monotonic() - started + wait > PATIENCE:
                 break
             time.sleep(wait)
@@ -268,8 +268,7 @@ class _Judge:
             description=problem.description,
             request_id=self.request_id,
         )
-        if isinstance(error, TokenEndpointError):
-            error.retry_after = _retry_after(response.headers.get("Retry-After"))
+        error.retry_after = _retry_after(response.headers.get("Retry-After"))
         return error
 
     def unanswered(self, error: OSError) -> _Try:
@@ -311,13 +310,15 @@ def _clean(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_revocation_error(error: FinapiError) -> RevocationError:
-    return RevocationError(
+    failure = RevocationError(
         f"the token was not revoked: {error.args[0]}",
         status=error.status,
         code=error.code,
         description=error.description,
         request_id=error.request_id,
     )
+    failure.retry_after = error.retry_after
+    return failure
 
 
 def _distrusted(reason: object) -> bool:

@@ -31,10 +31,12 @@ class FinapiError(requests.RequestException):
     """Base of all errors of this library.
 
     ``status`` is finAPI's HTTP status, ``code`` and ``description`` what its body says (redacted),
-    ``request_id`` the id to quote to finAPI's support; each is ``None`` where there is none.
+    ``request_id`` the id to quote to finAPI's support, ``retry_after`` the number of seconds after which finAPI
+    asks to be called again; each is ``None`` where there is none.
     """
 
     advice: ClassVar[str] = ""
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class FinapiError(requests.RequestException):
         said = " ".join(str(part) for part in (self.status, self.code, self.description) if part)
         text = f"{self.args[0]} ({said})." if said else f"{self.args[0]}."
         text = f"{text} {self.advice}" if self.advice else text
+        text = text if self.retry_after is None else f"{text} Try again in {self.retry_after:.0f} s."
         return f"{text} [request id {self.request_id}]" if self.request_id else text
 
     def again(self: _Error) -> _Error:
@@ -101,16 +104,7 @@ class LoginRequiredError(TokenError):
 
 
 class TokenEndpointError(TokenError):
-    """The token endpoint gave no usable answer: unreachable, overloaded, or not speaking OAuth.
-
-    ``retry_after`` is the number of seconds after which finAPI asks to be called again, or ``None``.
-    """
-
-    retry_after: float | None = None
-
-    def __str__(self) -> str:
-        text = super().__str__()
-        return text if self.retry_after is None else f"{text} Try again in {self.retry_after:.0f} s."
+    """The token endpoint gave no usable answer: unreachable, overloaded, or not speaking OAuth."""
 
 
 class RevocationError(FinapiError):

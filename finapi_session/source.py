@@ -192,8 +192,7 @@ class TokenSource:
                 return self._ask(need, stored, found)
             except TokenError as error:
                 if not early:
-                    rest = getattr(error, "retry_after", None) or 0.0
-                    self._failure = _Failure(error, time.monotonic(), rest)
+                    self._failure = _Failure(error, time.monotonic(), error.retry_after or 0.0)
                 raise
 
     def _newest(self, stored: Record, credentials: Credentials) -> Record:

@@ -386,6 +386,22 @@ def test_a_503_on_revocation_is_tried_again(client: FinapiSession, loopback: Loo
     assert len(authority.revoked) == 3 and authority.live == set()
 
 
+def test_a_revocation_waits_as_long_as_finapi_asks(
+    client: FinapiSession, loopback: Loopback, authority: Authority
+) -> None:
+    """`Retry-After` counts for revocations too, and a long one is told with the error."""
+    client.fetch_token()
+    answers = [Answer(503, headers={"Retry-After": "1"})]
+    loopback.routes["/oauth/revoke"] = lambda sent: answers.pop(0) if answers else authority.revoke(sent)
+    started = time.monotonic()
+    client.revoke()
+    assert time.monotonic() - started > 0.9 and authority.live == set()
+    client.fetch_token()
+    answers.append(Answer(503, headers={"Retry-After": "86400"}))
+    with pytest.raises(RevocationError, match="Try again in 86400 s"):
+        client.revoke()
+
+
 def test_a_dead_client_token_is_simply_gone(
     client: FinapiSession, loopback: Loopback, authority: Authority
 ) -> None:

@@ -135,6 +135,16 @@ def test_a_sibling_has_renewed_already(sandbox: Sandbox) -> None:
     assert sandbox.count(ECHO, status=401) == 2
 
 
+def test_a_warm_start_waits_for_nobody(sandbox: Sandbox) -> None:
+    """What the store has is taken without its lock, even while somebody hangs with that."""
+    store = MemoryStore()
+    warm(sandbox.session(store=store))
+    other = sandbox.session(store=store)
+    with store.lock(other._own._key(other._own.identity.credentials())):
+        _, seconds = herd(1, lambda: other.get(ECHO))
+    assert seconds[0] < 5 and sandbox.count(CALLS) == 1
+
+
 def test_a_herd_shares_one_failure(sandbox: Sandbox) -> None:
     """Threads that waited while the endpoint failed get that error, instead of asking one after the other."""
     sandbox.latency = {CALLS: 0.1}

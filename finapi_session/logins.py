@@ -1,0 +1,150 @@
+"""Who is logged in at the command line: an index of identities, and clients' secrets in the vault."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+from .environment import Environment
+from .grants import Credentials
+from .record import Record
+from .stores.protocol import TokenStore
+
+_INDEX = "finapi-session command line: identities"
+_SERVICE = "finapi_session.client"
+# keyring's own line between vaults and stopgaps, such as files in plain text.
+_RECOMMENDED = 1
+
+
+class StorageError(OSError):
+    """A token store cannot be used; the message says why and what to do."""
+
+
+class Client(NamedTuple):
+    """A client's id and secret."""
+
+    client_id: str
+    client_secret: str
+
+
+@dataclass(frozen=True)
+class Login:
+    """One identity of which the store keeps a token, under ``key``. Holds no secret."""
+
+    client_id: str
+    username: str | None
+    base_url: str
+    oauth_path: str
+    key: str = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, client: Client, username: str | None, environment: Environment) -> Login:
+        """Return the login of a client, or of one of its users, at *environment*."""
+        key = Credentials(*client, username).key(environment.token_url)
+        username = username and username.lower()
+        return cls(client.client_id, username, environment.base_url, environment.oauth_path, key)
+
+    @property
+    def environment(self) -> Environment:
+        """Where it was logged in, without the origins that only API calls go to."""
+        return Environment(self.base_url, self.oauth_path)
+
+    def __str__(self) -> str:
+        return f"client {self.client_id!r}" if self.username is None else f"user {self.username!r}"
+
+
+class Logins:
+    """The identities of which *store* keeps tokens, listed in the store itself. Raises :class:`StorageError`.
+
+    A store cannot list its keys, and tells from none of them whose token is under it.
+    """
+
+    def __init__(self, store: TokenStore) -> None:
+        self._store = store
+
+    def all(self) -> list[Login]:
+        """Return all of them, users after their client. An index that cannot be read is an empty one."""
+        with self._storing():
+            return self._listed()
+
+    def add(self, login: Login) -> None:
+        """List *login*; an older one of the same identity goes."""
+        if any(other == login and other.key == login.key for other in self.all()):
+            return
+        with self._storing(), self._store.lock(_INDEX):
+            self._write([*(other for other in self._listed() if other != login), login])
+
+    def remove(self, login: Login) -> None:
+        """List *login* no longer, and keep no token of it."""
+        with self._storing(), self._store.lock(_INDEX):
+            self._write([other for other in self._listed() if other != login])
+            self._store.delete(login.key)
+
+    def record(self, login: Login) -> Record:
+        """Return what the store keeps of *login*."""
+        with self._storing():
+            text = self._store.get(login.key)
+        try:
+            return Record() if text is None else Record.loads(text)
+        except ValueError:
+            return Record()
+
+    def _listed(self) -> list[Login]:
+        text = self._store.get(_INDEX)
+        try:
+            logins = [Login(**entry) for entry in json.loads(text or "[]")]
+            return sorted(logins, key=lambda login: (login.base_url, login.client_id, login.username or ""))
+        except (ValueError, TypeError):
+            return []
+
+    def _write(self, logins: list[Login]) -> None:
+        if logins:
+            self._store.set(_INDEX, json.dumps([asdict(login) for login in logins]))
+        else:
+            self._store.delete(_INDEX)
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # Other libraries' texts may hold the store's own password.
+            reason = str(error) if isinstance(error, OSError) else type(error).__name__
+            what = f"the store {self._store!r} fails: {reason}. Mend it, or choose another --store."
+            raise StorageError(what) from None
+
+
+def kept_client(environment: Environment) -> Client | None:
+    """Return the client that :func:`keep_client` kept for *environment*."""
+    with suppress(Exception):
+        text = _vault().get(environment.token_url)
+        return Client(*json.loads(text)) if text else None
+    return None
+
+
+def keep_client(client: Client, environment: Environment) -> bool:
+    """Keep *client* in the system's vault; tell whether there is one."""
+    with suppress(Exception):
+        _vault().set(environment.token_url, json.dumps(client))
+        return True
+    return False
+
+
+def forget_client(environment: Environment) -> None:
+    """Remove the client that was kept for *environment*."""
+    with suppress(Exception):
+        _vault().delete(environment.token_url)
+
+
+def _vault() -> TokenStore:
+    """Return the system's vault, or raise: of the many ways not to have one none is worth telling apart."""
+    import keyring
+
+    from .stores.keyring import KeyringStore
+
+    if keyring.get_keyring().priority < _RECOMMENDED:
+        raise LookupError("no vault, or one in plain text")
+    return KeyringStore(_SERVICE)
