@@ -32,8 +32,9 @@ from .errors import (
 )
 from .events import Journal
 from .grants import Credentials
-from .problem import Problem, read_object
-from .tokens import Token
+from .hidden import Hidden
+from .problem import Problem, read_object, redact, sent_tokens
+from .tokens import Token, sound_refresh_token
 
 #: Seconds after which a call is not tried again, waiting included. With the longest single try (CONNECT +
 #: READ) this bounds a token call to 70 s.
@@ -193,7 +194,7 @@ class TokenEndpoint:
             "timeout": self._timeout,
         }
         if renewed is not None:
-            common.update(client_id=credentials.client_id, refresh_token=renewed.refresh_token)
+            common.update(client_id=credentials.client_id, refresh_token=Hidden(renewed.refresh_token or ""))
             answer = carrier.refresh_token(url, **common)
         else:
             common.update(username=credentials.username, password=credentials.password)
@@ -204,13 +205,14 @@ class TokenEndpoint:
     def _ask_to_revoke(self, token: Token, bearer: AuthBase | None) -> _Try:
         headers = self._headers()
         judge = _Judge((token.access_token, token.refresh_token or ""), False, headers["X-Request-Id"])
-        text, hint = token.access_token, None
+        text, hint = Hidden(token.access_token), None
         if bearer is None:
             headers["Authorization"], hint = token.authorization, "access_token"
         elif token.refresh_token is not None:
-            text, hint = token.refresh_token, "refresh_token"
+            text, hint = Hidden(token.refresh_token), "refresh_token"
         client = BackendApplicationClient("")
         url, _, body = client.prepare_token_revocation_request(self.environment.revoke_url, text, hint)
+        body = Hidden(body)
         try:
             with _unlogged():
                 carrier = _Carrier(self._host, url, client)
@@ -245,7 +247,7 @@ class _Judge:
         self._passing = False
 
     def __call__(self, response: requests.Response, readable: bool = True) -> requests.Response:
-        problem = Problem.of(response, self._secrets)
+        problem = Problem.of(response, (*self._secrets, *sent_tokens(response)))
         self.request_id = problem.request_id or self.request_id
         status = response.status_code
         if status >= 300 or problem.code in _BY_CODE:
@@ -276,11 +278,15 @@ class _Judge:
         if isinstance(error, FinapiError):
             return _Try(error=error.with_traceback(None), again=self._passing)
         if not isinstance(error, requests.RequestException):  # a certificate file that is not there
-            return _Try(error=self._unusable(f"the call to finAPI's token endpoint could not be sent: {error}"))
+            said = redact(str(error), self._secrets)
+            return _Try(error=self._unusable(f"the call to finAPI's token endpoint could not be sent: {said}"))
         if isinstance(error, requests.TooManyRedirects):
             return _Try(error=self._unusable("finAPI's token endpoint redirects; is the base URL right?"))
         reason = getattr(error.args[0] if error.args else None, "reason", None)
-        if isinstance(error, ValueError) or _distrusted(reason):
+        if isinstance(error, ValueError):
+            what = f"the call to finAPI's token endpoint could not be sent ({type(error).__name__})"
+            return _Try(error=self._unusable(what))
+        if _distrusted(reason):
             what = f"no trust in finAPI's token endpoint ({type(error).__name__}); see verify"
             return _Try(error=self._unusable(what))
         unsent = isinstance(error, _UNSENT) or isinstance(reason, NewConnectionError)
@@ -303,6 +309,8 @@ def _clean(answer: dict[str, Any]) -> dict[str, Any]:
         return {}
     text = {name: answer.get(name) for name in ("access_token", "refresh_token", "scope")}
     clean: dict[str, Any] = {name: value for name, value in text.items() if isinstance(value, str) and value}
+    if not sound_refresh_token(clean.get("refresh_token")):
+        clean.pop("refresh_token", None)
     lifetime = Token.from_dict({"access_token": "-", "expires_in": answer.get("expires_in")}, issued_at=0).expires_at
     if lifetime is not None:
         clean["expires_in"] = int(lifetime) or 1

@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
@@ -92,7 +93,7 @@ def _origin(url: str, argument: str) -> str:
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{wanted}: {type(error).__name__}") from None
-    if parts.scheme != "https" or not parts.hostname:
+    if parts.scheme != "https" or not _HOST.fullmatch(parts.hostname or ""):
         raise ValueError(wanted)
     if "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment or url[-1:] in "?#":
         raise ValueError(f"{wanted}, without user, path, query or fragment")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
+
+from .hidden import Hidden
 
 #: A secret, or a callable that returns it, asked each time it is needed (a vault, a prompt).
 Secret = Union[str, Callable[[], str]]
@@ -34,19 +37,24 @@ class Credentials:
         A wrong or rotated client secret makes another key, and so finds nothing. finAPI's user ids are
         case-insensitive.
         """
-        return self._digest("key", token_url, self.client_id, self.username and self.username.lower())
+        return self._digest("key", token_url, self._user())
 
     @property
     def fingerprint(self) -> str:
         """What tells this password from another one without telling the password; empty without one."""
-        return "" if self.password is None else self._digest("password", self.password)
+        return "" if self.password is None else self._digest("password", self._user(), self.password)
 
     def secrets(self) -> tuple[str, ...]:
         """Return what no error may repeat."""
         return tuple(secret for secret in (self.client_secret, self.password) if secret)
 
+    def _user(self) -> str | None:
+        # Only ASCII is folded: other alphabets have letters whose lower case is somebody else's.
+        return self.username and _CAPITALS.sub(lambda match: match[0].lower(), self.username)
+
     def _digest(self, *parts: str | None) -> str:
-        return hmac.new(self.client_secret.encode(), json.dumps(parts).encode(), hashlib.sha256).hexdigest()
+        text = json.dumps([self.client_id, *parts])
+        return hmac.new(self.client_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -86,9 +94,12 @@ class Identity:
 
     def credentials(self) -> Credentials:
         """Return the secrets as they are now; what a callable raises comes through."""
-        client_secret = _reveal("client_secret", self.client_secret)
-        password = None if self.password is None else _reveal("password", self.password)
+        client_secret = Hidden(_reveal("client_secret", self.client_secret))
+        password = None if self.password is None else Hidden(_reveal("password", self.password))
         return Credentials(self.client_id, client_secret, self.username, password)
+
+
+_CAPITALS = re.compile("[A-Z]+")
 
 
 def _label(client_id: str, username: str | None) -> str:

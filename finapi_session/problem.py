@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus, urlsplit
 import requests
 
 from .errors import ApiError
+from .hidden import Hidden
 
 _LONGEST = 500
 # finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
@@ -67,10 +68,25 @@ class Problem:
 def read_object(response: requests.Response) -> dict[str, Any]:
     """Return the JSON object in the body, or an empty one for anything else."""
     try:
-        body = json.loads(response.content)
-    except (ValueError, RecursionError, requests.RequestException):
+        body = json.loads(_text(response))
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def sent_tokens(response: requests.Response) -> tuple[str, ...]:
+    """Return the tokens that were sent to get *response*, which it may repeat."""
+    requests_sent = (answer.request for answer in (*response.history, response) if answer.request is not None)
+    headers = (str(request.headers.get("Authorization", "")) for request in requests_sent)
+    return tuple(header.partition(" ")[2] for header in headers)
+
+
+def _text(response: requests.Response) -> str:
+    """Return the body as text, empty if it was read elsewhere or breaks off."""
+    try:
+        return (response.content or b"").decode("utf-8", "replace")
+    except (requests.RequestException, RuntimeError):
+        return ""
 
 
 def printable(value: object) -> str | None:
@@ -87,38 +103,53 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 def censored(text: str, secrets: Iterable[str] = ()) -> str:
     """Return *text* without *secrets* in any spelling, and without what looks like a token."""
-    for secret in filter(None, secrets):
-        quoted = quote(secret), quote_plus(secret), escape(secret), json.dumps(secret)[1:-1], repr(secret)[1:-1]
-        for spelling in (secret, *quoted):
-            text = text.replace(spelling, "[redacted]")
+    spellings = {spelling for secret in secrets if secret for spelling in _spellings(secret)}
+    if spellings:
+        longest_first = sorted(spellings, key=len, reverse=True)
+        text = re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text, flags=re.IGNORECASE)
     return _TOKENLIKE.sub("[redacted]", _NAMED_TOKEN.sub(r"\1\2[redacted]", text))
+
+
+def _spellings(secret: str) -> tuple[str, ...]:
+    """Return *secret* as it stands in URLs, forms, JSON, HTML and Python."""
+    secret = str(secret)
+    quoted = quote(secret), quote(secret, safe=""), quote_plus(secret)
+    marked = escape(secret), escape(secret).replace("&#x27;", "&#39;")
+    literal = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), ascii(secret))
+    return secret, *quoted, *marked, *(text[1:-1] for text in literal)
 
 
 def raise_for_error(response: requests.Response) -> None:
     """Raise :class:`ApiError` with all that finAPI tells if *response* is 400 or above, else do nothing."""
-    if response.status_code < 400:
-        return
-    request = response.request
-    secret = str(request.headers.get("Authorization", "")).partition(" ")[2]
-    problem = Problem.of(response, (secret,))
+    if response.status_code >= 400:
+        raise _api_error(response)
+
+
+def _api_error(response: requests.Response) -> ApiError:
+    request, tokens = response.request, tuple(map(Hidden, sent_tokens(response)))
+    problem = Problem.of(response, tokens)
+    call = f"{request.method} {urlsplit(request.url or '').path}" if request is not None else "the call"
+    sent_id = request.headers.get("X-Request-Id") if request is not None else None
     error = ApiError(
-        f"{request.method} {urlsplit(request.url or '').path} failed",
+        f"{call} failed",
         status=response.status_code,
         code=problem.code,
-        description=problem.description or printable(response.reason),
-        request_id=problem.request_id or printable(request.headers.get("X-Request-Id")),
+        description=problem.description or redact(str(response.reason or ""), tokens) or None,
+        request_id=problem.request_id or printable(sent_id),
     )
     error.errors = problem.details
-    error.response = _bare(response, secret)
-    raise error
+    error.response = _bare(response, tokens)
+    return error
 
 
-def _bare(response: requests.Response, secret: str) -> requests.Response:
+def _bare(response: requests.Response, tokens: Iterable[str]) -> requests.Response:
     """Return a copy of *response* that holds no secret: no request, no history, no cookies."""
     bare = requests.Response()
-    bare.status_code, bare.reason, bare.elapsed = response.status_code, response.reason, response.elapsed
-    bare.url = response.url.partition("?")[0]
-    bare.headers.update((name, value) for name, value in response.headers.items() if name.lower() != "set-cookie")
-    bare.encoding = "utf-8"
-    bare._content = censored(response.text, (secret,)).encode()
+    bare.status_code, bare.elapsed, bare.encoding = response.status_code, response.elapsed, "utf-8"
+    bare.reason = redact(str(response.reason or ""), tokens)
+    bare.url = (response.url or "").partition("?")[0]
+    for name, value in response.headers.items():
+        if name.lower() != "set-cookie":
+            bare.headers[name] = censored(value, tokens)
+    bare._content = censored(_text(response), tokens).encode()
     return bare

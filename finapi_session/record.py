@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from . import errors
-from .errors import InvalidGrantError, TokenError
+from .errors import TokenError
 from .tokens import Token
 
 #: Seconds for which the client's refusal, a 403 and a 423 are taken for granted.
@@ -29,6 +29,14 @@ class Refusal:
     request_id: str | None = None
     until: float | None = None
 
+    def __post_init__(self) -> None:
+        kind = getattr(errors, self.error, None) if isinstance(self.error, str) else None
+        texts = (self.what, self.code or "", self.description or "", self.request_id or "")
+        sound = isinstance(kind, type) and issubclass(kind, TokenError) and all(isinstance(t, str) for t in texts)
+        numbers = (self.status or 0, self.until or 0)
+        if not sound or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+            raise ValueError("not a refusal")
+
     @classmethod
     def of(cls, error: TokenError, *, for_good: bool, now: float) -> Refusal:
         """Keep *error*; only a refused password is refused for good."""
@@ -48,8 +56,7 @@ class Refusal:
 
     def to_error(self) -> TokenError:
         """Return the error that was refused with."""
-        kind = getattr(errors, self.error, InvalidGrantError)
-        error: TokenError = kind(
+        error: TokenError = getattr(errors, self.error)(
             self.what,
             status=self.status,
             code=self.code,

@@ -34,6 +34,8 @@ TIMEOUT = (10.0, 180.0)
 # finAPI's limit is 255 characters; a control character would end the header, and headers are Latin-1.
 _REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
 
+_LONGEST = 100 * 365 * 86400.0
+
 _Session = TypeVar("_Session", bound="FinapiSession")
 
 
@@ -166,23 +168,24 @@ class FinapiSession(requests.Session):
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
+        for name, value in (request.headers or {}).items():
+            if name.lower() == "x-request-id" and value is not None:
+                _check_request_id(value if isinstance(value, str) else value.decode("latin-1"))
         url = self.environment.absolute(request.url or "")
         if url != request.url:
             request = copy.copy(request)
             request.url = url
         prepared = super().prepare_request(request)
-        if self.environment.trusts(prepared.url):
-            given = prepared.headers.get("X-Request-Id")
-            if given is None:
-                prepared.headers["X-Request-Id"] = self.request_id()
-            else:
-                _check_request_id(given if isinstance(given, str) else given.decode("latin-1"))
+        if "X-Request-Id" not in prepared.headers and self.environment.trusts(prepared.url):
+            prepared.headers["X-Request-Id"] = self.request_id()
         return prepared
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
         """Send *request* as requests does, with the session's timeout where the call names none."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
+        if not self.environment.trusts(request.url) and isinstance(request.headers.get("Authorization"), Bearer):
+            del request.headers["Authorization"]  # it was prepared for another address
         response = super().send(request, **kwargs)
         if self.raise_for_error:
             raise_for_error(response)
@@ -254,16 +257,16 @@ def _environment(given: Environment | str) -> Environment:
 def _leeway(given: float) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         raise TypeError(f"leeway must be a number of seconds, not {type(given).__name__}")
-    if not math.isfinite(given) or given < 0:
-        raise ValueError(f"leeway must be a finite number of seconds from 0 up, not {given}")
+    if not 0 <= given < math.inf or given > _LONGEST:
+        raise ValueError("leeway must be a finite number of seconds from 0 up, at most a century")
     return given
 
 
 def _timeout(given: Timeout) -> Timeout:
     parts = given if isinstance(given, tuple) else (given, given)
-    sound = [part is None or (isinstance(part, (int, float)) and part > 0) for part in parts]
+    sound = [part is None or (isinstance(part, (int, float)) and 0 < part <= _LONGEST) for part in parts]
     if len(parts) != 2 or not all(sound):
-        raise ValueError(f"timeout must be seconds above 0, or a pair (connect, read) of them, not {given!r}")
+        raise ValueError("timeout must be seconds above 0, at most a century, or a pair (connect, read) of them")
     return given
 
 
@@ -298,7 +301,7 @@ def _ask_for_request_id(make: Callable[[], str]) -> str:
 def _check_request_id(request_id: object) -> str:
     if not isinstance(request_id, str):
         raise TypeError(f"request_id must be text, not {type(request_id).__name__}")
-    if not _REQUEST_ID.fullmatch(request_id):
+    if not _REQUEST_ID.fullmatch(request_id) or request_id != request_id.strip():
         raise ValueError("request_id must be 1 to 255 characters that a header can carry, no control characters")
     return request_id
 

@@ -32,9 +32,11 @@ from .tokens import Bearer, Token
 TURN = 160.0
 #: Seconds for which a token is not renewed again after finAPI rejected what it had just given.
 STANDSTILL = 30.0
-# So many tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
+# So many new tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
 _STRIKES = 2
 _LAST_SECOND = 1.0
+# finAPI's wish not to be called is heeded for so many seconds at a time: it may be a mistake.
+_LONGEST_REST = 300.0
 
 
 class _Held(NamedTuple):
@@ -80,6 +82,7 @@ class TokenSource:
         self._held: _Held | None = None
         self._failure: _Failure | None = None
         self._strikes = 0
+        self._unproven: Bearer | None = None
         self._standstill: tuple[Bearer, float] | None = None
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
         self._locks: dict[int, threading.Lock] = {}
@@ -114,9 +117,10 @@ class TokenSource:
             other = self._other_than(rejected)
             if other is not None:
                 return other
+            need = self._need(rejected)
             if self._stands_still(rejected):
-                return None
-            token = self._obtain(rejected)
+                return self._find(need)
+            token = self._obtain(need)
             if token.authorization != rejected:
                 return token
             self._stand_still(rejected, "finAPI gives the rejected token again")
@@ -127,7 +131,13 @@ class TokenSource:
         self._strikes = 0
 
     def rejected(self, token: Token) -> None:
-        """Note that the API rejected *token*, which finAPI had just given in place of another rejected one."""
+        """Note that the API rejected *token*, had in place of another rejected one.
+
+        That tells something only of a token that finAPI has just given, and only once.
+        """
+        if token.authorization != self._unproven:
+            return
+        self._unproven = None
         self._strikes += 1
         if self._strikes >= _STRIKES:
             self._stand_still(token.authorization, "the API rejects what finAPI gives")
@@ -153,7 +163,7 @@ class TokenSource:
             held = self._held
             if held is not None and not held.token.expired(time.time()):
                 return held.token
-            return self._obtain()
+            return self._obtain(self._need())
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
@@ -162,9 +172,10 @@ class TokenSource:
             return
         try:
             if self._held is held:
-                self._obtain(early=True)
+                self._obtain(self._need(early=True))
         except Exception as error:
-            self._held = _Held(held.token, self._next_try(held.token, getattr(error, "retry_after", None)))
+            retry_after = error.retry_after if isinstance(error, FinapiError) else None
+            self._held = _Held(held.token, self._next_try(held.token, retry_after))
             reason = f"{type(error).__name__} before expiry: the token held goes on"
             self._journal.tell("decided", str(self.identity), reason=reason)
         finally:
@@ -176,24 +187,32 @@ class TokenSource:
         closes = token.expires_at or now
         return min(closes, now + max(now - opened, (closes - opened) / 30, retry_after or 0.0))
 
-    def _obtain(self, rejected: Bearer | None = None, *, early: bool = False) -> Token:
-        """Take a usable token from the store, else ask finAPI for one; one process at a time."""
+    def _need(self, rejected: Bearer | None = None, early: bool = False) -> _Need:
         credentials = self.identity.credentials()
-        need = _Need(credentials, self._key(credentials), rejected, early)
-        found = self._newest(self._ledger.load(need.key), credentials)
-        if self._serves(found, need):
-            return self._adopt(found)
+        return _Need(credentials, self._key(credentials), rejected, early)
+
+    def _obtain(self, need: _Need) -> Token:
+        """Take a usable token from the store, else ask finAPI for one; one process at a time."""
+        found = self._find(need)
+        if found is not None:
+            return found
         with self._ledger.lock(need.key):
             stored = self._ledger.load(need.key)
-            found = self._newest(stored, credentials)
-            if self._serves(found, need):
-                return self._adopt(found)
+            known = self._newest(stored, need.credentials)
+            if self._serves(known, need):
+                return self._adopt(known)
             try:
-                return self._ask(need, stored, found)
+                return self._ask(need, stored, known)
             except TokenError as error:
-                if not early:
-                    self._failure = _Failure(error, time.monotonic(), error.retry_after or 0.0)
+                if not need.early:
+                    rest = min(error.retry_after or 0.0, _LONGEST_REST)
+                    self._failure = _Failure(error.again(), time.monotonic(), rest)
                 raise
+
+    def _find(self, need: _Need) -> Token | None:
+        """Take a usable token from the store, or what the caller gave."""
+        found = self._newest(self._ledger.load(need.key), need.credentials)
+        return self._adopt(found) if self._serves(found, need) else None
 
     def _newest(self, stored: Record, credentials: Credentials) -> Record:
         """Return the newer one of what is stored for this very password and what is held."""
@@ -264,6 +283,7 @@ class TokenSource:
             refusals=stored.refusals,
         )
         self._ledger.save(need.key, record)
+        self._unproven = token.authorization
         return self._hold(record)
 
     def _keep_refusal(self, need: _Need, stored: Record, last: Token | None, error: TokenError) -> None:

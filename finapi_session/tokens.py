@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .hidden import Hidden
+
 # RFC 6749, appendix A.12: an access token is visible ASCII, so nothing in it can end a header.
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 
 
-class Bearer(str):
+# Appendix A.17: a refresh token may hold spaces as well.
+_PRINTABLE = re.compile(r"[\x20-\x7e]+")
+
+
+class Bearer(Hidden):
     """The ``Authorization`` value of a token (RFC 6750, section 2.1).
 
-    A type of its own, so that ours can be told from one that the caller wrote, and that a printed dict of
-    headers does not show the token.
+    A type of its own, so that ours can be told from one that the caller wrote.
     """
 
     __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'Bearer [redacted]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Token:
     def __post_init__(self) -> None:
         if not isinstance(self.access_token, str) or not _VISIBLE.fullmatch(self.access_token):
             raise ValueError("access_token must be text of visible ASCII characters")
-        if self.refresh_token is not None and (not isinstance(self.refresh_token, str) or not self.refresh_token):
-            raise ValueError("refresh_token must be non-empty text or None")
+        if self.refresh_token is not None and not sound_refresh_token(self.refresh_token):
+            raise ValueError("refresh_token must be text of printable ASCII characters or None")
         for name in ("expires_at", "issued_at"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
@@ -115,6 +117,11 @@ class Token:
     def expired(self, now: float) -> bool:
         """Tell whether the token is past its expiry at *now* (epoch seconds)."""
         return self.expires_at is not None and now >= self.expires_at
+
+
+def sound_refresh_token(value: object) -> bool:
+    """Tell whether *value* can be a refresh token."""
+    return isinstance(value, str) and _PRINTABLE.fullmatch(value) is not None
 
 
 _FIELDS = ("access_token", "expires_at", "refresh_token", "issued_at", "scope")

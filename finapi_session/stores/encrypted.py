@@ -28,6 +28,9 @@ class EncryptedStore:
     lock is *inner*'s.
     """
 
+    # Without a __dict__ there are no vars that show the keys.
+    __slots__ = ("inner", "_keys")
+
     def __init__(self, inner: TokenStore, keys: Keys) -> None:
         self.inner = inner
         self._keys = keys if callable(keys) else _listed(keys)

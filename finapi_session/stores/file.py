@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from platformdirs import user_state_path
 
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
@@ -74,8 +74,14 @@ class FileStore:
         _refuse_link(path)
         # An object of its own for each holder: threads that share one would all be let in.
         lock = FileLock(path, mode=0o600, thread_local=False)
-        with lock.acquire(timeout=self.lock_timeout, poll_interval=0.02):
+        try:
+            lock.acquire(timeout=self.lock_timeout, poll_interval=0.02)
+        except Timeout:
+            raise TimeoutError(f"another thread or process held the lock for {self.lock_timeout:g} s") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def _path(self, key: str) -> Path:
         return self.directory / sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

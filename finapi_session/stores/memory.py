@@ -16,6 +16,9 @@ class MemoryStore:
     behind. ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``.
     """
 
+    # Without a __dict__ there are no vars that show the values.
+    __slots__ = ("lock_timeout", "_values", "_holders", "__weakref__")
+
     def __init__(self, *, lock_timeout: float = 20.0) -> None:
         self.lock_timeout = lock_timeout
         self._values: dict[str, str] = {}
@@ -51,6 +54,10 @@ class MemoryStore:
 
     def __getstate__(self) -> dict[str, object]:
         return {"lock_timeout": self.lock_timeout, "_values": dict(self._values), "_holders": {}}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"<MemoryStore with {len(self._values)} values>"

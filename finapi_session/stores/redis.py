@@ -28,7 +28,7 @@ class RedisStore:
         prefix: str = "finapi_session:",
         *,
         lock_timeout: float = 20.0,
-        lease: float = 120.0,
+        lease: float = 150.0,
     ) -> None:
         # The client's types say "awaitable or not" for each answer; a client of this kind never awaits.
         self.client: Any = client

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 
 from sqlalchemy import (
@@ -17,6 +16,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     bindparam,
     delete,
     func,
@@ -28,7 +28,27 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-_LONG_TEXT = Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+from ..hidden import Hidden
+from .file import FileStore
+
+
+
+class _Unlogged(TypeDecorator[str]):
+    """Text that SQLAlchemy's log of statements and rows shows as redacted."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: object) -> str | None:
+        """Hide what is written."""
+        return value and Hidden(value)
+
+    def process_result_value(self, value: str | None, dialect: object) -> str | None:
+        """Hide what is read."""
+        return value and Hidden(value)
+
+
+_LONG_TEXT = _Unlogged().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
 _POLL_SECONDS = 0.03
 
 
@@ -41,8 +61,9 @@ class SQLStore:
 
     A lock is the database's own and is freed with its holder: an advisory lock on PostgreSQL and MySQL, held
     by a connection that is taken out of the pool, so that even a pool of one serves the holder's ``get`` and
-    ``set``; on SQLite ``BEGIN IMMEDIATE`` on an empty database in the folder ``<database>-locks``, because
-    on the database itself it would keep everybody from writing for as long as a token call takes.
+    ``set``; on SQLite, which knows no lock but that of the whole database, a file in the folder
+    ``<database>-locks``. (``BEGIN IMMEDIATE`` would keep everybody from writing for as long as a token call takes,
+    and a child forked meanwhile would wait for its parent's lock in vain.)
     """
 
     def __init__(
@@ -79,7 +100,7 @@ class SQLStore:
         """Return the value last set under *key*, or ``None``."""
         with self._engine().connect() as connection:
             value: str | None = connection.scalar(self._select, {"row": _name(key)})
-            return value
+            return None if value is None else str(value)
 
     def set(self, key: str, value: str) -> None:
         """Keep *value* under *key*; it is committed when this returns."""
@@ -113,7 +134,7 @@ class SQLStore:
                     raise
                 return
             file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
-        with closing(self._sqlite_lock(file, name)):
+        with FileStore(f"{file}-locks", lock_timeout=self.lock_timeout).lock(name):
             yield
 
     def _engine(self) -> Engine:
@@ -143,18 +164,6 @@ class SQLStore:
             if time.monotonic() > deadline:
                 raise self._too_long()
             time.sleep(_POLL_SECONDS)
-
-    def _sqlite_lock(self, file: str, name: str) -> sqlite3.Connection:
-        os.makedirs(f"{file}-locks", exist_ok=True)
-        lock = sqlite3.connect(f"{file}-locks/{name}", timeout=self.lock_timeout, isolation_level=None)
-        try:
-            lock.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            lock.close()
-            if "locked" in str(error):
-                raise self._too_long() from None
-            raise
-        return lock
 
     def _too_long(self) -> TimeoutError:
         return TimeoutError(f"another thread, process or host held the lock for {self.lock_timeout:g} s")

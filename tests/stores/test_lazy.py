@@ -13,7 +13,7 @@ DEPENDENCIES = {
     "KeyringStore": {"filelock", "keyring", "platformdirs"},
     "MemoryStore": set(),
     "RedisStore": {"redis"},
-    "SQLStore": {"sqlalchemy"},
+    "SQLStore": {"filelock", "platformdirs", "sqlalchemy"},
 }
 EVERY = set().union(*DEPENDENCIES.values())
 
@@ -33,7 +33,7 @@ def test_a_store_loads_its_own_dependencies_only(name: str) -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.splitlines()
     module = name.removesuffix("Store").lower()
-    ours = {module} | {"KeyringStore": {"file"}, "EncryptedStore": {"protocol"}}.get(name, set())
+    ours = {module} | {"KeyringStore": {"file"}, "SQLStore": {"file"}, "EncryptedStore": {"protocol"}}.get(name, set())
     # redis-py loads cryptography where it is installed.
     theirs = DEPENDENCIES[name] | ({"cryptography"} if name == "RedisStore" else set())
     assert out == ["[]", str(sorted(ours)), str(sorted(theirs))]

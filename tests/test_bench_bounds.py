@@ -1,0 +1,100 @@
+"""The promised figures, as far as a noisy machine can hold them; ``tests.bench`` has the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from .bench import rows
+from .bench.peers import Ours, RequestsOauthlib
+from .bench.servers import Remote, serving
+
+_TRIES = 5
+
+
+@pytest.fixture(scope="module")
+def remote() -> Iterator[Remote]:
+    """One server of the bench for all tests here."""
+    with serving() as running:
+        yield running
+
+
+def _best(measure: Callable[[], float], bound: float) -> float:
+    """Return the first of a few measurements that is within *bound*, or the least: noise only ever adds."""
+    least = measure()
+    for _ in range(_TRIES - 1):
+        if least <= bound:
+            break
+        least = min(least, measure())
+    return least
+
+
+def test_a_call_costs_hardly_more_than_plain_requests() -> None:
+    """A call with a fresh token and a request id costs about what it costs with a header set by hand."""
+    code = "from tests.bench import peers, rows; ours, plain = peers.Ours, peers.Plain; "
+    code += "print(rows.call_offline((ours, plain), 0.5)[ours.name].ratio)"
+    assert _best(lambda: float(rows.fresh_python(code)), 1.10) <= 1.10
+
+
+def test_the_import_costs_hardly_more_than_that_of_requests_oauthlib() -> None:
+    """A fresh interpreter imports the session in about the time of the library underneath."""
+    peers = (Ours, RequestsOauthlib)
+    assert _best(lambda: rows.import_times(peers, 1)[Ours.name].ratio, 1.25) <= 1.25
+
+
+def test_the_import_loads_nothing_optional() -> None:
+    """Neither an optional dependency nor a store that is not used is loaded."""
+    assert rows.optional_modules() == set()
+
+
+def test_a_cold_start_is_one_connection_and_two_requests(remote: Remote) -> None:
+    """The token call and the API call share one TLS connection."""
+    assert rows.cold_start(Ours, remote).split(" / ")[:2] == ["1", "2"]
+
+
+def test_a_warm_start_is_one_request(remote: Remote) -> None:
+    """A process that finds a token in its store asks for none."""
+    assert rows.warm_start(remote).split(" / ")[:2] == ["1", "1"]
+
+
+@pytest.mark.parametrize("herd", [rows.cold_herd, rows.expired_herd, rows.revoked_herd])
+def test_a_herd_costs_one_token_call(remote: Remote, herd: Callable[[type[Ours], Remote], rows.Herd]) -> None:
+    """However many threads find no good token, one asks and no call fails."""
+    outcome = herd(Ours, remote)
+    assert (outcome.token_calls, outcome.failed) == (1, 0)
+
+
+def test_only_one_waits_in_the_soft_window(remote: Remote) -> None:
+    """While one thread renews before expiry, the others go on with the current token."""
+    traffic = rows.around_a_renewal(Ours, remote, seconds=1.5)
+    assert (traffic.waited, traffic.token_calls, traffic.failed) == (1, 1, 0)
+
+
+def test_a_sticky_server_is_asked_once(remote: Remote) -> None:
+    """A server that gives the same token again is not asked again before that expires."""
+    token_calls, failed, _ = rows.inside_the_leeway(Ours, remote, failing=False)
+    assert (token_calls, failed) == (1, 0)
+
+
+def test_a_failing_endpoint_costs_no_call_while_the_token_is_good(
+    remote: Remote, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 503 before expiry is a warning in the log, and no more."""
+    _, failed, _ = rows.inside_the_leeway(Ours, remote, failing=True)
+    assert failed == 0
+    assert "token failed" in caplog.text
+
+
+def test_a_user_session_is_light() -> None:
+    """One of many user sessions takes at most 4 kB, and at most 200 µs to make."""
+    memory, _ = rows.user_sessions(Ours, 1000)
+    assert memory <= 4096
+    assert _best(lambda: rows.user_sessions(Ours, 1000)[1], 200e-6) <= 200e-6
+
+
+def test_many_users_cost_each_no_more() -> None:
+    """A call of the last of many users costs what one of the first does."""
+    from finapi_session import MemoryStore
+
+    assert _best(lambda: rows.crowd(MemoryStore(), 300).growth, 1.25) <= 1.25

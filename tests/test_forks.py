@@ -1,0 +1,256 @@
+"""Forked children work at once, whatever their parent's threads were doing, and so does the parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from finapi_session import FileStore, FinapiSession, MemoryStore, TokenStore
+
+from .stores import places
+
+if TYPE_CHECKING:
+    from finapi_session.testing import Sandbox
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
+
+ECHO = "/api/v2/tests/echo"
+CALLS = "/oauth/token"
+CHILDREN, THREADS = 4, 4
+#: Seconds of a token call: long enough to fork in the middle of it.
+LATENCY = 0.5
+PATIENCE = 20
+
+
+class Worked(NamedTuple):
+    """What came of a child's or a thread's calls, and how many seconds the first ones took."""
+
+    wrong: list[str]
+    first: float
+
+
+Work = Callable[[], Worked]
+
+
+@pytest.fixture(autouse=True)
+def deadline() -> Iterator[None]:
+    """Let a deadlock fail, not hang."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError("this test hangs")
+
+    usual = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(2 * PATIENCE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, usual)
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> TokenStore:
+    """A store that forked children have a copy of, then one that they share."""
+    return MemoryStore() if request.param == "memory" else FileStore(tmp_path / "tokens")
+
+
+@pytest.fixture
+def sessions(store: TokenStore, sandbox: Sandbox) -> Iterator[list[FinapiSession]]:
+    """A client's session and one of its users', on the same connections, both used already."""
+    # Children with a memory of their own each refresh for themselves, which would kill the others' tokens.
+    sandbox.kill_on_refresh = not isinstance(store, MemoryStore)
+    with sandbox.session(store=store) as client, client.user("alice", "her-password") as alice:
+        assert in_threads(lambda: echoes([client, alice], 1)) == []
+        yield [client, alice]
+
+
+def echoes(sessions: list[FinapiSession], times: int) -> Worked:
+    """Make calls, each with a marker of its own, and read whose answers came back."""
+    wrong, first, began = [], 0.0, time.monotonic()
+    for _ in range(times):
+        for session in sessions:
+            answer = echo(session)
+            if answer is not None:
+                wrong.append(answer)
+        first = first or time.monotonic() - began
+    return Worked(wrong, first)
+
+
+def echo(session: FinapiSession) -> str | None:
+    """Make a call; tell what is wrong with its answer, if anything."""
+    marker, username = f"{os.getpid()} {uuid.uuid4()}", session._own.identity.username
+    response = session.post(ECHO, data=marker)
+    if response.status_code != 200:
+        return f"status {response.status_code}"
+    answer = response.json()
+    mine = (answer["text"], answer["username"]) == (marker, username)
+    return None if mine else f"somebody else's answer: {answer}"
+
+
+def in_threads(work: Work) -> list[str]:
+    """Do the work in four threads at once; return what went wrong."""
+    wrong: list[str] = []
+
+    def run() -> None:
+        try:
+            wrong.extend(work().wrong)
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=run) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "a thread hangs"
+    return wrong
+
+
+@contextmanager
+def busy_parent(sessions: list[FinapiSession]) -> Iterator[None]:
+    """Let four threads of this process call all the time; check in the end that all got their answers."""
+    stop, wrong = threading.Event(), []
+
+    def until_stopped() -> Worked:
+        done = echoes(sessions, 1)
+        while not stop.is_set() and not done.wrong:
+            done = echoes(sessions, 1)
+        return done
+
+    thread = threading.Thread(target=lambda: wrong.append(in_threads(until_stopped)))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(PATIENCE)
+    assert wrong == [[]]
+
+
+def in_children(work: Work, folder: Path) -> list[Worked]:
+    """Fork four children that do the work; return what each came to."""
+    files = [folder / f"{uuid.uuid4().hex}.json" for _ in range(CHILDREN)]
+    children = [_fork(work, file) for file in files]
+    until = time.monotonic() + PATIENCE
+    statuses = [_wait(child, until) for child in children]
+    assert statuses == [0] * CHILDREN, "a child failed (1, see its traceback), or hung (9)"
+    return [Worked(*json.loads(file.read_text())) for file in files]
+
+
+def _fork(work: Work, file: Path) -> int:
+    with warnings.catch_warnings():
+        # Newer Pythons warn of a fork beside threads, which is what these tests are about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(PATIENCE)
+    try:
+        file.write_text(json.dumps(work()))
+        os._exit(0)
+    except BaseException:  # noqa: B036 - a child must never come back into the test run
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)
+
+
+def _wait(child: int, until: float) -> int:
+    """Return how the child ended; kill it if it has not by then."""
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("whose", [0, 1], ids=["client", "alice"])
+def test_forked_while_a_renewal_holds_the_locks(
+    whose: int, sessions: list[FinapiSession], store: TokenStore, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """Children forked in the middle of a token call and of API calls work within 1 s of finAPI's answers."""
+    source = sessions[whose]._own
+    sandbox.revoke_tokens(kind=("client", "user")[whose])
+    sandbox.latency = {CALLS: LATENCY}
+    before = sandbox.count(CALLS)
+    with busy_parent(sessions):
+        places.wait_until(lambda: source._lock().locked())
+        time.sleep(LATENCY / 5)
+        assert source._lock().locked() and sandbox.count(CALLS) == before
+        worked = in_children(lambda: echoes(sessions, 20), tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+    # A shared store gives them the parent's new token; without one each makes a token call of its own.
+    shared = isinstance(store, FileStore)
+    assert max(first for _, first in worked) < (1 if shared else 2) * LATENCY + 1
+    assert sandbox.count(CALLS) - before == (1 if shared else 1 + CHILDREN)
+
+
+def test_forked_after_use(
+    sessions: list[FinapiSession], store: TokenStore, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """Children of a process that has used its session (gunicorn's preload) get its token, not its sockets."""
+    calls, connections = sandbox.count(CALLS), sandbox.connections
+    worked = in_children(lambda: echoes(sessions, 10), tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+    assert echoes(sessions, 10).wrong == []
+    assert (sandbox.count(CALLS), sandbox.connections) == (calls, connections + CHILDREN)
+    sandbox.revoke_tokens()
+    worked = in_children(lambda: echoes(sessions, 10), tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+    # The client's and the user's: once for all, or once in each memory.
+    assert sandbox.count(CALLS) - calls == (2 if isinstance(store, FileStore) else 2 * CHILDREN)
+
+
+def test_a_child_that_closes_the_session(
+    sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """A child that closes its copy ends neither the parent's connections nor an answer being read."""
+    long = "x" * 5_000_000
+    connections = sandbox.connections
+
+    def close_after_use() -> Worked:
+        worked = echoes(sessions, 2)
+        for session in reversed(sessions):
+            session.close()
+        return worked
+
+    response = sessions[0].post(ECHO, data=long, stream=True)
+    begun = response.raw.read(1000)
+    worked = in_children(close_after_use, tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+    assert json.loads(begun + response.raw.read())["text"] == long
+    assert echoes(sessions, 5).wrong == []
+    assert sandbox.connections == connections + CHILDREN
+
+
+def test_children_of_a_thread(sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox) -> None:
+    """A child forked by a thread, while others call, works too, and so do its own children."""
+    outcomes: list[list[Worked]] = []
+
+    def fork_here() -> None:
+        echoes(sessions, 1)
+        outcomes.append(in_children(lambda: grandchildren(), tmp_path))
+
+    def grandchildren() -> Worked:
+        wrong = echoes(sessions, 2).wrong
+        inner = in_children(lambda: echoes(sessions, 2), tmp_path)
+        return Worked([*wrong, *(text for worked in inner for text in worked.wrong)], 0.0)
+
+    with busy_parent(sessions):
+        thread = threading.Thread(target=fork_here)
+        thread.start()
+        thread.join(PATIENCE)
+    assert [[worked.wrong for worked in outcome] for outcome in outcomes] == [[[]] * CHILDREN]
