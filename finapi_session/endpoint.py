@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import requests
-from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient
-from requests.adapters import BaseAdapter
 from requests.auth import AuthBase
-from requests_oauthlib import OAuth2Session
 from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, SSLError
 from urllib3.util import Retry
 
@@ -35,6 +29,9 @@ from .grants import Credentials
 from .hidden import Hidden
 from .problem import Problem, read_object, redact, sent_tokens
 from .tokens import Token, sound_refresh_token
+
+if TYPE_CHECKING:
+    from .carrier import Carrier
 
 #: Seconds after which a call is not tried again, waiting included. With the longest single try (CONNECT +
 #: READ) this bounds a token call to 70 s.
@@ -78,22 +75,6 @@ class _Try(NamedTuple):
     again: bool = False
     refreshed: bool = False
     request_id: str | None = None
-
-
-class _Carrier(OAuth2Session):  # type: ignore[misc]
-    """One token call over the connections of *host*, with nothing else of it: no header, cookie, hook or auth."""
-
-    def __init__(self, host: requests.Session, url: str, client: BackendApplicationClient | LegacyApplicationClient):
-        super().__init__(client=client)
-        settings = host.merge_environment_settings(url, {}, False, None, None)
-        self.proxies, self.verify, self.cert = settings["proxies"], settings["verify"], settings["cert"]
-        self.trust_env = False  # netrc must not replace the client's credentials
-        self.max_redirects = 0  # a 307 would post them to another host
-        self._host = host
-
-    def get_adapter(self, url: str) -> BaseAdapter:
-        """Return the host's adapter, so that both share their connections."""
-        return self._host.get_adapter(url)
 
 
 class TokenEndpoint:
@@ -171,36 +152,13 @@ class TokenEndpoint:
         judge = _Judge((*credentials.secrets(), *refresh_token), by_password, headers["X-Request-Id"])
         asked_at = time.time()
         try:
-            with _unlogged():
-                answer = self._call(credentials, renewed, judge, headers)
+            answer = self._carrier(self.environment.token_url, headers).ask(credentials, renewed, judge)
             token = Token.from_dict(answer, issued_at=asked_at)
         except OSError as error:
             return judge.unanswered(error)
         except Exception as error:
             return judge.unreadable(type(error).__name__)
         return _Try(token, refreshed=renewed is not None, request_id=judge.request_id)
-
-    def _call(
-        self, credentials: Credentials, renewed: Token | None, judge: _Judge, headers: dict[str, str]
-    ) -> dict[str, Any]:
-        url = self.environment.token_url
-        kind = BackendApplicationClient if credentials.username is None else LegacyApplicationClient
-        carrier = _Carrier(self._host, url, kind(credentials.client_id))
-        carrier.register_compliance_hook("access_token_response", judge)
-        carrier.register_compliance_hook("refresh_token_response", judge)
-        common: dict[str, Any] = {
-            "client_secret": credentials.client_secret,
-            "headers": headers,
-            "timeout": self._timeout,
-        }
-        if renewed is not None:
-            common.update(client_id=credentials.client_id, refresh_token=Hidden(renewed.refresh_token or ""))
-            answer = carrier.refresh_token(url, **common)
-        else:
-            common.update(username=credentials.username, password=credentials.password)
-            answer = carrier.fetch_token(url, include_client_id=True, **common)
-        # oauthlib's own expires_at counts from the answer, rounded; ours counts from the asking.
-        return {name: value for name, value in answer.items() if name != "expires_at"}
 
     def _ask_to_revoke(self, token: Token, bearer: AuthBase | None) -> _Try:
         headers = self._headers()
@@ -210,21 +168,20 @@ class TokenEndpoint:
             headers["Authorization"], hint = token.authorization, "access_token"
         elif token.refresh_token is not None:
             text, hint = Hidden(token.refresh_token), "refresh_token"
-        client = BackendApplicationClient("")
-        url, _, body = client.prepare_token_revocation_request(self.environment.revoke_url, text, hint)
-        body = Hidden(body)
         try:
-            with _unlogged():
-                carrier = _Carrier(self._host, url, client)
-                response = carrier.post(
-                    url, data=body, headers=headers, auth=bearer, timeout=self._timeout, withhold_token=True
-                )
+            response = self._carrier(self.environment.revoke_url, headers).revoke(text, hint, bearer)
             if bearer is not None or response.status_code != 401:
                 judge(response, readable=False)
         except OSError as error:
             attempt = judge.unanswered(error)
             return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
         return _Try(request_id=judge.request_id)
+
+    def _carrier(self, url: str, headers: dict[str, str]) -> Carrier:
+        # Imported with the first token call: who finds a token in the store needs no oauthlib.
+        from .carrier import Carrier
+
+        return Carrier(self._host, url, headers, self._timeout)
 
     def _headers(self) -> dict[str, str]:
         return {
@@ -350,21 +307,3 @@ def _shorter(timeout: Timeout) -> tuple[float, float]:
     """Return connect and read timeouts in seconds: the session's, but no longer than a token call deserves."""
     connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
     return min(connect or CONNECT, CONNECT), min(read or READ, READ)
-
-
-_within_token_call: ContextVar[bool] = ContextVar("finapi_session_token_call", default=False)
-
-
-def _other_peoples(_record: logging.LogRecord) -> bool:
-    return not _within_token_call.get()
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep requests-oauthlib from logging our secrets at DEBUG; other users of it keep their logs."""
-    logging.getLogger("requests_oauthlib.oauth2_session").addFilter(_other_peoples)
-    reset = _within_token_call.set(True)
-    try:
-        yield
-    finally:
-        _within_token_call.reset(reset)

@@ -31,10 +31,10 @@ class Refusal:
 
     def __post_init__(self) -> None:
         kind = getattr(errors, self.error, None) if isinstance(self.error, str) else None
-        texts = (self.what, self.code or "", self.description or "", self.request_id or "")
+        texts = [text for text in (self.what, self.code, self.description, self.request_id) if text is not None]
         sound = isinstance(kind, type) and issubclass(kind, TokenError) and all(isinstance(t, str) for t in texts)
-        numbers = (self.status or 0, self.until or 0)
-        if not sound or not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        numbers = [number for number in (self.status, self.until) if number is not None]
+        if not sound or not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise ValueError("not a refusal")
 
     @classmethod

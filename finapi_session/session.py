@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 import re
 import uuid
@@ -168,10 +167,10 @@ class FinapiSession(requests.Session):
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
-        for name, value in (request.headers or {}).items():
-            if name.lower() == "x-request-id" and value is not None:
-                _check_request_id(value if isinstance(value, str) else value.decode("latin-1"))
         url = self.environment.absolute(request.url or "")
+        if self.environment.trusts(url):
+            _check_headers(self.headers)
+            _check_headers(request.headers or {})
         if url != request.url:
             request = copy.copy(request)
             request.url = url
@@ -257,8 +256,8 @@ def _environment(given: Environment | str) -> Environment:
 def _leeway(given: float) -> float:
     if isinstance(given, bool) or not isinstance(given, (int, float)):
         raise TypeError(f"leeway must be a number of seconds, not {type(given).__name__}")
-    if not 0 <= given < math.inf or given > _LONGEST:
-        raise ValueError("leeway must be a finite number of seconds from 0 up, at most a century")
+    if not 0 <= given <= _LONGEST:
+        raise ValueError(f"leeway must be a finite number of seconds from 0 up, not {given!r:.40}")
     return given
 
 
@@ -266,7 +265,7 @@ def _timeout(given: Timeout) -> Timeout:
     parts = given if isinstance(given, tuple) else (given, given)
     sound = [part is None or (isinstance(part, (int, float)) and 0 < part <= _LONGEST) for part in parts]
     if len(parts) != 2 or not all(sound):
-        raise ValueError("timeout must be seconds above 0, at most a century, or a pair (connect, read) of them")
+        raise ValueError(f"timeout must be seconds above 0, or a pair (connect, read) of them, not {given!r:.80}")
     return given
 
 
@@ -296,6 +295,12 @@ def _request_ids(given: str | Callable[[], str]) -> Callable[[], str]:
 
 def _ask_for_request_id(make: Callable[[], str]) -> str:
     return _check_request_id(make())
+
+
+def _check_headers(headers: Mapping[str, str | bytes | None]) -> None:
+    for name, value in headers.items():
+        if isinstance(value, (str, bytes)) and name.lower() == "x-request-id":
+            _check_request_id(value.decode("latin-1") if isinstance(value, bytes) else value)
 
 
 def _check_request_id(request_id: object) -> str:

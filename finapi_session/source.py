@@ -82,8 +82,8 @@ class TokenSource:
         self._held: _Held | None = None
         self._failure: _Failure | None = None
         self._strikes = 0
-        self._unproven: Bearer | None = None
-        self._standstill: tuple[Bearer, float] | None = None
+        self._unproven: int | None = None
+        self._standstill: tuple[int, float] | None = None
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
         self._locks: dict[int, threading.Lock] = {}
 
@@ -135,7 +135,7 @@ class TokenSource:
 
         That tells something only of a token that finAPI has just given, and only once.
         """
-        if token.authorization != self._unproven:
+        if hash(token.authorization) != self._unproven:
             return
         self._unproven = None
         self._strikes += 1
@@ -283,7 +283,7 @@ class TokenSource:
             refusals=stored.refusals,
         )
         self._ledger.save(need.key, record)
-        self._unproven = token.authorization
+        self._unproven = hash(token.authorization)
         return self._hold(record)
 
     def _keep_refusal(self, need: _Need, stored: Record, last: Token | None, error: TokenError) -> None:
@@ -307,7 +307,7 @@ class TokenSource:
         return held.token
 
     def _stand_still(self, rejected: Bearer, reason: str) -> None:
-        self._standstill = (Bearer(rejected), time.time() + STANDSTILL)
+        self._standstill = (hash(rejected), time.time() + STANDSTILL)
         self._journal.tell(
             "decided", str(self.identity), reason=f"{reason}: it is not renewed again for {STANDSTILL:.0f} s"
         )
@@ -316,7 +316,7 @@ class TokenSource:
         if self._standstill is None:
             return False
         standing, until = self._standstill
-        return standing == rejected and 0 < until - time.time() <= STANDSTILL
+        return standing == hash(rejected) and 0 < until - time.time() <= STANDSTILL
 
     def _key(self, credentials: Credentials) -> str:
         return credentials.key(self._endpoint.environment.token_url)

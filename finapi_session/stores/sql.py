@@ -32,7 +32,6 @@ from ..hidden import Hidden
 from .file import FileStore
 
 
-
 class _Unlogged(TypeDecorator[str]):
     """Text that SQLAlchemy's log of statements and rows shows as redacted."""
 
