@@ -307,7 +307,7 @@ def request(
     client: bool,
     all_pages: bool,
 ) -> int:
-    """Call the API: request GET /api/v2/banks
+    """Call the API, as in request GET /api/v2/banks.
 
     The body goes to standard output: readable on a terminal, as it came into a pipe. Status and request id
     go to standard error. The exit code is 0 only for an answer of 2xx.

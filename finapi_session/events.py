@@ -45,7 +45,7 @@ class TokenEvent:
             parts.append(f"{self.expires_in:.0f} s left")
         if self.milliseconds is not None:
             parts.append(f"{self.milliseconds:.0f} ms")
-        if self.request_id:
+        if self.request_id and self.request_id not in (self.reason or ""):
             parts.append(f"request id {self.request_id}")
         if self.reason:
             parts.append(self.reason)

@@ -158,7 +158,7 @@ CONSTRUCTION = [
     _case("token", {"access_token": "Q3\r\nX: y"}, "is not usable: access_token must be text"),
     _case("token", {"access_token": b"Q3"}, "is not usable: access_token must be text"),
     _case("token", {"access_token": "Q3 Q3"}, "is not usable: access_token must be text"),
-    _case("token", {"access_token": "x", "refresh_token": 7}, "refresh_token must be text of printable ASCII characters or None"),
+    _case("token", {"access_token": "x", "refresh_token": 7}, "refresh_token must be text of printable ASCII"),
 ]
 
 BASE_URLS = [

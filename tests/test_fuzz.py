@@ -437,7 +437,6 @@ def test_a_store_that_holds_junk(text: str) -> None:
 def test_a_store_that_gives_no_text(value: object) -> None:
     """A store that returns something else than text costs a warning, never a call."""
 
-
     class Odd(MemoryStore):
         def get(self, key: str) -> Any:
             return value

@@ -227,9 +227,11 @@ class Processes(RuleBasedStateMachine):
         self.fate.steps = steps
         token = self.run(number, TokenSource.token)
         if isinstance(token, Token) and not self.lives(token):
-            rejected = token.authorization
+            rejected, asked = token.authorization, len(self.finapi.calls)
+            better = not self.lossy and steps is None and self.better_in_store(token)
             self.fate.steps = steps
             token = self.run(number, lambda source: source.renew(rejected))
+            assert not better or len(self.finapi.calls) == asked, "a sibling had renewed already"
             if isinstance(token, Token):
                 source.accepted() if self.lives(token) else source.rejected(token)
         made = self.finapi.calls[before:]
@@ -247,7 +249,7 @@ class Processes(RuleBasedStateMachine):
     @rule(number=st.integers(0, 2))
     def a_sibling_has_renewed(self, number: int) -> None:
         """What one process has stored, another takes without asking."""
-        fresh = self.fresh_in_store()
+        fresh = self.fresh_in_store() is not None
         before = len(self.finapi.calls)
         token = self.run(number, TokenSource.token)
         if fresh and isinstance(token, Token) and self.lives(token):
@@ -290,14 +292,19 @@ class Processes(RuleBasedStateMachine):
         """The processes are given another password."""
         self.password = password
 
-    def fresh_in_store(self) -> bool:
-        """Tell whether the store holds a token that is good for now, for this password."""
+    def fresh_in_store(self) -> Token | None:
+        """Return the token in the store if it is good for now, for this password."""
         text = MemoryStore.get(self.store, self.key())
         if text is None or self.store.failing:
-            return False
+            return None
         record = Record.loads(text)
         ours = record.fingerprint == self.credentials().fingerprint
-        return ours and record.token is not None and _wall() < record.fresh_until(60)
+        return record.token if ours and _wall() < record.fresh_until(60) else None
+
+    def better_in_store(self, rejected: Token) -> bool:
+        """Tell whether the store holds a token that serves instead of the rejected one."""
+        stored = self.fresh_in_store()
+        return stored is not None and self.lives(stored) and stored.access_token != rejected.access_token
 
     def credentials(self) -> Credentials:
         """The credentials of the moment."""
