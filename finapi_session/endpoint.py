@@ -234,21 +234,24 @@ class _Judge:
         """Return what an exception amounts to: one of ours as it is, no connection, or an answer cut off."""
         if isinstance(error, FinapiError):
             return _Try(error=error.with_traceback(None), again=self._passing)
-        if not isinstance(error, requests.RequestException):  # a certificate file that is not there
-            said = redact(str(error), self._secrets)
-            return _Try(error=self._unusable(f"the call to finAPI's token endpoint could not be sent: {said}"))
-        if isinstance(error, requests.TooManyRedirects):
-            return _Try(error=self._unusable("finAPI's token endpoint redirects; is the base URL right?"))
-        reason = getattr(error.args[0] if error.args else None, "reason", None)
-        if isinstance(error, ValueError):
-            what = f"the call to finAPI's token endpoint could not be sent ({type(error).__name__})"
-            return _Try(error=self._unusable(what))
-        if _distrusted(reason):
-            what = f"no trust in finAPI's token endpoint ({type(error).__name__}); see verify"
-            return _Try(error=self._unusable(what))
-        unsent = isinstance(error, _UNSENT) or isinstance(reason, NewConnectionError)
+        hopeless = self._hopeless(error)
+        if hopeless is not None:
+            return _Try(error=self._unusable(hopeless))
+        unsent = isinstance(error, _UNSENT) or isinstance(_reason(error), NewConnectionError)
         what = "no connection to finAPI's token endpoint" if unsent else "finAPI's token endpoint did not answer"
         return _Try(error=self._unusable(f"{what} ({type(error).__name__})"), again=unsent or not self._by_password)
+
+    def _hopeless(self, error: OSError) -> str | None:
+        """Return what is wrong if to try again would not help."""
+        if not isinstance(error, requests.RequestException):  # a certificate file that is not there
+            return f"the call to finAPI's token endpoint could not be sent: {redact(str(error), self._secrets)}"
+        if isinstance(error, requests.TooManyRedirects):
+            return "finAPI's token endpoint redirects; is the base URL right?"
+        if isinstance(error, ValueError):
+            return f"the call to finAPI's token endpoint could not be sent ({type(error).__name__})"
+        if _distrusted(_reason(error)):
+            return f"no trust in finAPI's token endpoint ({type(error).__name__}); see verify"
+        return None
 
     def unreadable(self, reason: str) -> _Try:
         """Return what an answer amounts to that is no token answer; a password may have been counted."""
@@ -284,6 +287,11 @@ def _as_revocation_error(error: FinapiError) -> RevocationError:
     )
     failure.retry_after = error.retry_after
     return failure
+
+
+def _reason(error: OSError) -> object:
+    """Return what urllib3 gave up for."""
+    return getattr(error.args[0] if error.args else None, "reason", None)
 
 
 def _distrusted(reason: object) -> bool:

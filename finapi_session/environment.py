@@ -8,7 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+_ORIGIN = re.compile(r"(https://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))((?::[0-9]+)?)/*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 
 
@@ -35,12 +35,7 @@ class Environment:
             raise TypeError("trusted must be a tuple of https origins, not text")
         base_url = _origin(self.base_url, "base_url")
         trusted = tuple(_origin(url, "trusted") for url in self.trusted)
-        prefixes = tuple(
-            origin + port + end
-            for origin in (base_url, *trusted)
-            for port in (("",) if urlsplit(origin).port else ("", ":443"))
-            for end in "/?#"
-        )
+        prefixes = tuple(prefix for origin in (base_url, *trusted) for prefix in _beginnings(origin))
         for name, value in (("base_url", base_url), ("trusted", trusted), ("_prefixes", prefixes)):
             object.__setattr__(self, name, value)
 
@@ -81,6 +76,12 @@ class Environment:
         return url is not None and (url.startswith(self._prefixes) or f"{url.lower()}/".startswith(self._prefixes))
 
 
+def _beginnings(origin: str) -> tuple[str, ...]:
+    """Return all that a URL of *origin* may begin with, including the character that ends the origin."""
+    ports = ("",) if urlsplit(origin).port else ("", ":443")
+    return tuple(origin + port + end for port in ports for end in "/?#")
+
+
 def _origin(url: str, argument: str) -> str:
     """Return the https origin *url* in the form in which requests writes it, or raise ``ValueError``."""
     wanted = f"{argument} must be an https origin such as 'https://sandbox.finapi.io'"
@@ -89,15 +90,13 @@ def _origin(url: str, argument: str) -> str:
     prepared = requests.PreparedRequest()
     try:
         prepared.prepare_url(url, None)
-        parts = urlsplit(prepared.url or "")
-        port = parts.port
+        origin = _ORIGIN.fullmatch(prepared.url or "")
+        port = urlsplit(prepared.url).port
     except ValueError as error:
         raise ValueError(f"{wanted}: {type(error).__name__}") from None
-    if parts.scheme != "https" or not _HOST.fullmatch(parts.hostname or ""):
-        raise ValueError(wanted)
-    if "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment or url[-1:] in "?#":
+    if origin is None or url[-1:] in "?#":
         raise ValueError(f"{wanted}, without user, path, query or fragment")
-    return f"https://{parts.netloc.removesuffix(':443') if port == 443 else parts.netloc}"
+    return origin[1] if port == 443 else origin[1] + origin[2]
 
 
 _SANDBOXES = ("https://webform-sandbox.finapi.io", "https://di-sandbox.finapi.io")

@@ -120,17 +120,7 @@ class ApiError(FinapiError, requests.HTTPError):
     ``response`` is the answer without its request, cookies and secrets.
     """
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        description: str | None = None,
-        request_id: str | None = None,
-    ) -> None:
-        super().__init__(what, status=status, code=code, description=description, request_id=request_id)
-        self.errors: tuple[Any, ...] = ()
+    errors: tuple[Any, ...] = ()
 
     @property
     def advice(self) -> str:  # type: ignore[override]

@@ -7,14 +7,26 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from . import errors
-from .errors import TokenError
+from .errors import (
+    AccessDeniedError,
+    InvalidClientError,
+    InvalidGrantError,
+    LoginRequiredError,
+    TokenError,
+    UserLockedError,
+)
 from .tokens import Token
 
 #: Seconds for which the client's refusal, a 403 and a 423 are taken for granted.
 REST = 60.0
 # More wrong passwords than this at a time are somebody's guessing: the oldest is forgotten.
 _MOST_REFUSALS = 8
+
+
+_KINDS: dict[str, type[TokenError]] = {
+    kind.__name__: kind
+    for kind in (InvalidClientError, InvalidGrantError, AccessDeniedError, UserLockedError, LoginRequiredError)
+}
 
 
 @dataclass(frozen=True)
@@ -30,11 +42,9 @@ class Refusal:
     until: float | None = None
 
     def __post_init__(self) -> None:
-        kind = getattr(errors, self.error, None) if isinstance(self.error, str) else None
-        texts = [text for text in (self.what, self.code, self.description, self.request_id) if text is not None]
-        sound = isinstance(kind, type) and issubclass(kind, TokenError) and all(isinstance(t, str) for t in texts)
-        numbers = [number for number in (self.status, self.until) if number is not None]
-        if not sound or not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+        texts = (self.what, self.code, self.description, self.request_id)
+        numbers = (self.status, self.until)
+        if self.error not in _KINDS or not all(map(_text_or_none, texts)) or not all(map(_number_or_none, numbers)):
             raise ValueError("not a refusal")
 
     @classmethod
@@ -56,14 +66,8 @@ class Refusal:
 
     def to_error(self) -> TokenError:
         """Return the error that was refused with."""
-        error: TokenError = getattr(errors, self.error)(
-            self.what,
-            status=self.status,
-            code=self.code,
-            description=self.description,
-            request_id=self.request_id,
-        )
-        return error
+        said = {"status": self.status, "code": self.code, "description": self.description}
+        return _KINDS[self.error](self.what, request_id=self.request_id, **said)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -127,3 +131,11 @@ class Record:
             )
         except (AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a record: {type(error).__name__}") from None
+
+
+def _text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))

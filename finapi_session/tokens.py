@@ -64,22 +64,15 @@ class Token:
         Without ``expires_at`` (epoch seconds) it is counted from *issued_at*, by default now. finAPI's rule:
         ``expires_in`` 0 or absent means never; so does one that is not a number.
         """
-        lifetime = _seconds(answer.get("expires_in"))
-        expires_at = _seconds(answer.get("expires_at"))
-        issued_at = _seconds(answer.get("issued_at")) if issued_at is None else issued_at
-        if lifetime is not None and expires_at is None:
-            issued_at = time.time() if issued_at is None else issued_at
-            expires_at = issued_at + lifetime
-        elif lifetime is not None and expires_at is not None and issued_at is None:
-            issued_at = expires_at - lifetime
-        scope = answer.get("scope")
-        scope = " ".join(scope) if isinstance(scope, list) and all(isinstance(s, str) for s in scope) else scope
+        if issued_at is None:
+            issued_at = _seconds(answer.get("issued_at"))
+        issued_at, expires_at = _span(answer, issued_at)
         return cls(
             access_token=answer.get("access_token", ""),
             expires_at=expires_at,
             refresh_token=answer.get("refresh_token") or None,
             issued_at=issued_at,
-            scope=scope if isinstance(scope, str) else None,
+            scope=_scope(answer.get("scope")),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -125,6 +118,24 @@ def sound_refresh_token(value: object) -> bool:
 
 
 _FIELDS = ("access_token", "expires_at", "refresh_token", "issued_at", "scope")
+
+
+def _span(answer: Mapping[str, Any], issued_at: float | None) -> tuple[float | None, float | None]:
+    """Return when the token of *answer* was issued and expires, as far as it tells."""
+    lifetime, expires_at = _seconds(answer.get("expires_in")), _seconds(answer.get("expires_at"))
+    if lifetime is None:
+        return issued_at, expires_at
+    if expires_at is None:
+        issued_at = time.time() if issued_at is None else issued_at
+        return issued_at, issued_at + lifetime
+    return expires_at - lifetime if issued_at is None else issued_at, expires_at
+
+
+def _scope(value: object) -> str | None:
+    """Return a scope as finAPI writes it; oauthlib makes a list of it."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    return value if isinstance(value, str) else None
 
 
 def _seconds(value: object) -> float | None:
