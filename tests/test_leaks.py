@@ -792,7 +792,7 @@ def test_vars_of_a_store(kind: str, stage: Sandbox, hunt: Hunt) -> None:
 
 def test_a_database_that_logs_its_statements(stage: Sandbox, hunt: Hunt, tmp_path: Path) -> None:
     """SQLAlchemy's own log, at DEBUG, holds no token."""
-    sqlalchemy = pytest.importorskip("sqlalchemy")
+    import sqlalchemy
 
     def scene(stage: Sandbox, hunt: Hunt) -> None:
         engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path}/tokens.db")
