@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from http.cookiejar import CookieJar
+from typing import Any, cast
 
 import requests
 from requests.auth import AuthBase
@@ -94,9 +95,9 @@ def _rewind(request: requests.PreparedRequest) -> bool:
 def _replay(response: requests.Response, authorization: Bearer, **kwargs: Any) -> requests.Response:
     """Send the request again over the same adapter, and return its answer with the first one as history."""
     request = response.request.copy()
-    if request._cookies is not None:
-        extract_cookies_to_jar(request._cookies, response.request, response.raw)
-        request.prepare_cookies(request._cookies)
+    cookies = cast(CookieJar, request._cookies)
+    extract_cookies_to_jar(cookies, response.request, response.raw)
+    request.prepare_cookies(cookies)
     request.headers["Authorization"] = authorization
     started = time.perf_counter()
     replayed: requests.Response = response.connection.send(request, **kwargs)

@@ -210,6 +210,19 @@ def test_the_auth_alone_serves_other_sessions(
         assert other.get(f"{foreign.origin}/", auth=session.auth).json() == {"seen": ""}
 
 
+def test_a_401_from_where_no_token_should_have_gone_is_not_healed(
+    session: FinapiSession, authority: Authority, loopback: Loopback, foreign: Loopback
+) -> None:
+    """If a caller's own session points a prepared request elsewhere, that host gets no second token."""
+    foreign.routes["/"] = lambda _: Answer(401)
+    with requests.Session() as other:
+        other.verify, other.trust_env = loopback.ca, False
+        prepared = other.prepare_request(requests.Request("GET", f"{loopback.origin}/api/v2/x", auth=session.auth))
+        prepared.url = f"{foreign.origin}/"
+        assert other.send(prepared).status_code == 401
+    assert len(foreign.sent) == 1 and len(authority.calls) == 1
+
+
 def test_netrc_never_takes_the_tokens_place(
     session: FinapiSession, authority: Authority, loopback: Loopback, foreign: Loopback, bare_machine: Path
 ) -> None:
@@ -442,6 +455,14 @@ def test_proxies_are_used_for_token_calls_too(
     session.trust_env = False
     assert session.fetch_token()
     assert len(loopback.sent) == 1
+
+
+def test_a_proxy_that_is_no_url_fails_at_once(session: FinapiSession, loopback: Loopback) -> None:
+    """What cannot be sent at all is not tried again."""
+    session.proxies = {"https": "http://"}
+    with pytest.raises(TokenEndpointError, match="could not be sent"):
+        session.fetch_token()
+    assert loopback.sent == []
 
 
 # --- copies, pickles, mocks -------------------------------------------------------------------------------------

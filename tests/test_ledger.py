@@ -89,6 +89,11 @@ def test_a_refused_password_counts_for_good_and_others_rest() -> None:
     assert type(locked.to_error()) is UserLockedError and locked.to_error().status == 423
 
 
+def test_nothing_is_never_fresh() -> None:
+    """A record without a token asks for one, whatever the clock says."""
+    assert Record().fresh_until(60) < 0
+
+
 def test_refusals_are_bounded() -> None:
     """Somebody who guesses passwords does not grow the record without end; the newest guesses are kept."""
     kept = Record()

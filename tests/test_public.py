@@ -237,3 +237,11 @@ def test_the_changelog_begins_with_this_version() -> None:
     """The first entry is this version, released or not."""
     first = re.search(r"^(\d\S*) \(.+\)$", (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8"), re.M)
     assert first is not None and first[1] == finapi_session.__version__
+
+
+def test_a_missing_dependency_that_is_no_extra_is_not_called_one() -> None:
+    """A broken installation says which module is missing, and names no extra."""
+    code = "import sys; sys.modules['filelock'] = None\nimport finapi_session\nfinapi_session.FileStore"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "filelock" in run.stderr and "extra" not in run.stderr

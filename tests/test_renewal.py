@@ -396,6 +396,22 @@ def test_a_refused_refresh_token_is_followed_by_the_password_once(expired: bool,
     assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "refresh_token", "password"]
 
 
+def test_a_refused_password_is_no_way_out_of_a_refused_refresh_token(sandbox: Sandbox) -> None:
+    """When the refresh token ends, a password that was refused before is not sent again."""
+    store = MemoryStore()
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
+    token = sandbox.session("alice").fetch_token()
+    alice = sandbox.session("alice", "wrong", store=store, token=token)
+    warm(alice)
+    sandbox.revoke_tokens(refresh=True)
+    for _ in range(2):
+        with pytest.raises(InvalidGrantError):
+            alice.get(ECHO)
+    grants = [call.grant_type for call in sandbox.calls if call.grant_type]
+    assert grants == ["password", "password", "refresh_token"]
+
+
 @pytest.mark.parametrize("expired", [False, True], ids=["400", "401"])
 def test_without_a_password_a_login_is_required(expired: bool, sandbox: Sandbox) -> None:
     """A user who lives on a token gets LoginRequiredError when it ends, and finAPI is asked once."""
@@ -439,6 +455,70 @@ def test_every_call_rejected_although_tokens_are_fresh(
     assert sandbox.count(ECHO) <= 20
     sandbox._traffic.clear()
     warm(session)
+
+
+def test_many_threads_that_meet_one_dead_token_count_as_one(sandbox: Sandbox) -> None:
+    """A new token that is revoked while several replays are on their way does not make a standstill."""
+    session = sandbox.session("alice")
+    rejected = session.fetch_token().authorization
+    sandbox.revoke_tokens()
+    second = session._own.renew(rejected)
+    assert second is not None
+    sandbox.revoke_tokens()
+    for _ in range(4):
+        session._own.rejected(second)
+    assert session.get(ECHO).status_code == 200
+
+
+def test_a_standstill_ends_when_a_sibling_has_a_better_token(sandbox: Sandbox) -> None:
+    """While we ask for nothing new, what a sibling has stored is taken."""
+    store = MemoryStore()
+    sandbox.sticky = False
+    ours, sibling = (sandbox.session("alice", store=store) for _ in range(2))
+    sandbox.answer_next(401, path=ECHO, times=4)
+    for _ in range(2):
+        assert ours.get(ECHO).status_code == 401
+    sandbox.revoke_tokens()
+    assert ours.get(ECHO).status_code == 401
+    calls = sandbox.count(CALLS)
+    sibling.fetch_token()
+    assert sibling.get(ECHO).status_code == 200
+    assert ours.get(ECHO).status_code == 200
+    assert sandbox.count(CALLS) == calls + 1
+
+
+def test_who_comes_late_to_the_soft_window_does_not_renew_again(session: FinapiSession, sandbox: Sandbox) -> None:
+    """A thread that saw the old token before another one renewed it leaves the new one alone."""
+    sandbox.sticky = False
+    warm(session)
+    in_soft_window(session)
+    seen = session._own._held
+    assert seen is not None
+    session.fetch_token()
+    session._own._renew_early(seen)
+    assert sandbox.count(CALLS) == 2
+
+
+def test_nobody_waits_for_ever(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that hangs in its renewal keeps the others for a bounded time only."""
+    monkeypatch.setattr("finapi_session.source.TURN", 0.1)
+    session = sandbox.session()
+    with session._own._lock(), pytest.raises(TokenEndpointError, match="another thread"):
+        session.get(ECHO)
+    warm(session)
+
+
+def test_a_refused_client_is_told_from_a_refused_refresh_token(sandbox: Sandbox) -> None:
+    """Without a password, a client secret that finAPI refuses is said to be that, and the refresh token is kept."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice = sandbox.session(store=store).user("alice")
+    warm(alice)
+    sandbox.revoke_tokens()
+    sandbox.answer_next(401, body={"error": "invalid_client"}, path=CALLS)
+    with pytest.raises(InvalidClientError):
+        alice.get(ECHO)
+    assert alice._own._record.token is not None and alice._own._record.token.refresh_token
 
 
 def test_the_standstill_ends(sandbox: Sandbox) -> None:

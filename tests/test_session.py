@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import requests_mock
 
 from finapi_session import (
     BearerAuth,
@@ -261,6 +262,7 @@ def test_a_fork_gets_connections_of_its_own(sandbox: Sandbox) -> None:
     """The adapters of every session are replaced in a forked child, and only there."""
     with sandbox.session() as session:
         session.get(ECHO)
+        session.mount("mock://", requests_mock.Adapter())
         pool = session.get_adapter(sandbox.base_url).poolmanager  # type: ignore[attr-defined]
         reader, writer = os.pipe()
         child = os.fork()
