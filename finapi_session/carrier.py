@@ -28,7 +28,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         super().__init__()
         settings = host.merge_environment_settings(url, {}, False, None, None)
         self.proxies, self.verify, self.cert = settings["proxies"], settings["verify"], settings["cert"]
-        self.trust_env = False  # netrc must not replace the client's credentials
+        self.trust_env = False  # the host has read the environment, and its verify goes before that
         self.max_redirects = 0  # a 307 would post them to another host
         self._host = host
         self._url = url
@@ -48,6 +48,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         with _unlogged():
             if renewed is not None:
                 refresh_token = Hidden(renewed.refresh_token or "")
+                # An answer without a refresh token leaves the old one valid; the library keeps it.
                 answer = self.refresh_token(self._url, refresh_token, client_id=credentials.client_id, **own)
             else:
                 own.update(username=credentials.username, password=credentials.password)

@@ -258,8 +258,7 @@ class TokenSource:
         refused: TokenError | None = None
         if last is not None and last.refresh_token is not None:
             try:
-                token = self._endpoint.fetch(credentials, last, patient=patient)
-                return token if token.refresh_token else replace(token, refresh_token=last.refresh_token)
+                return self._endpoint.fetch(credentials, last, patient=patient)
             except (InvalidGrantError, InvalidClientError) as error:
                 refused = error
         if refusal is not None:

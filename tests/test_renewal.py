@@ -135,6 +135,20 @@ def test_a_sibling_has_renewed_already(sandbox: Sandbox) -> None:
     assert sandbox.count(ECHO, status=401) == 2
 
 
+def test_a_sibling_is_found_although_the_clock_was_set_back(sandbox: Sandbox) -> None:
+    """Which of two records is newer does not hang on the clock: what a sibling renewed yesterday's noon is taken."""
+    store = MemoryStore()
+    one, other = (sandbox.session("alice", store=store) for _ in range(2))
+    warm(one)
+    warm(other)
+    sandbox.revoke_tokens()
+    with frozen(time.time() - 86400):
+        warm(one)
+        before = sandbox.count(CALLS)
+        warm(other)
+    assert sandbox.count(CALLS) == before
+
+
 def test_a_warm_start_waits_for_nobody(sandbox: Sandbox) -> None:
     """What the store has is taken without its lock, even while somebody hangs with that."""
     store = MemoryStore()
