@@ -238,9 +238,10 @@ def _tell_second_process(narrator: Narrator, username: str, sandbox: Any, folder
         "no_proxy": "127.0.0.1",
     }
     command = [sys.executable, "-m", "finapi_session.demo", folder]
-    # A session of its own, so that Ctrl-C reaches one process only.
+    # A session of its own, so that Ctrl-C reaches one process only. If it comes in the moment of the start, that
+    # process lives on for a while: what it then misses is nothing to show.
     second = subprocess.run(
-        command, env={**os.environ, **variables}, check=True, stdout=subprocess.PIPE, start_new_session=True
+        command, env={**os.environ, **variables}, check=True, capture_output=True, start_new_session=True
     )
     told = json.loads(second.stdout)
     for exchange in told["exchanges"]:
