@@ -246,7 +246,7 @@ class _Judge:
         if not isinstance(error, requests.RequestException):  # a certificate file that is not there
             return f"the call to finAPI's token endpoint could not be sent: {redact(str(error), self._secrets)}"
         if isinstance(error, requests.TooManyRedirects):
-            return "finAPI's token endpoint redirects; is the base URL right?"
+            return "finAPI's token endpoint redirects: check the base URL"
         if isinstance(error, ValueError):
             return f"the call to finAPI's token endpoint could not be sent ({type(error).__name__})"
         if _distrusted(_reason(error)):
@@ -304,9 +304,10 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     policy = Retry()
+    # Some versions of urllib3 know a bound, of six hours; others know none.
     policy.retry_after_max = 10**9
     try:
-        return policy.parse_retry_after(value)
+        return min(policy.parse_retry_after(value), policy.retry_after_max)
     except (HTTPError, ValueError, OverflowError, TypeError):
         return None
 

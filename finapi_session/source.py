@@ -353,13 +353,11 @@ def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:
     Before its expiry nothing new is known. After it, ``expires_in`` 0 is a token's last second, not "never",
     unless that second was granted before.
     """
-    expires_at, issued_at = token.expires_at, token.issued_at
     if early:
-        expires_at, issued_at = last.expires_at, last.issued_at
-    elif expires_at is None and last.lifetime > _LAST_SECOND:
-        expires_at, issued_at = now + _LAST_SECOND, now
-    refresh_token = token.refresh_token or last.refresh_token
-    return replace(token, expires_at=expires_at, issued_at=issued_at, refresh_token=refresh_token)
+        return replace(token, expires_at=last.expires_at, issued_at=last.issued_at)
+    if token.expires_at is None and last.lifetime > _LAST_SECOND:
+        return replace(token, expires_at=now + _LAST_SECOND, issued_at=now)
+    return token
 
 
 def _login_required(identity: Identity, refused: TokenError | None) -> TokenError:

@@ -6,11 +6,13 @@ import logging
 import pickle
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
+from typing import Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
 from requests_oauthlib import OAuth2Session
 from urllib3.util import Retry
 
@@ -250,6 +252,90 @@ def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority,
     assert client.get("/api/v2/x").ok
 
 
+# --- what errors say --------------------------------------------------------------------------------------------
+
+ELSEWHERE = {"Location": "https://127.0.0.1:9/oauth/token"}
+SAID = {
+    "down": (Answer(503), "finAPI's token endpoint is unavailable (503)."),
+    "elsewhere": (Answer(404), "there is no token endpoint of finAPI at this address (404)."),
+    "redirect": (Answer(307, headers=ELSEWHERE), "finAPI's token endpoint redirects: check the base URL."),
+    "html": (Answer(200, "<html>"), "finAPI's token endpoint gave an unreadable answer (MissingTokenError)."),
+    "dropped": (Answer(drop=True), "finAPI's token endpoint did not answer (ConnectionError)."),
+}
+NOTHING_SENT: dict[str, tuple[Callable[[FinapiSession], object], str]] = {
+    "untrusted": (
+        lambda session: setattr(session, "verify", True),
+        "no trust in finAPI's token endpoint (SSLError); see verify.",
+    ),
+    "no certificate": (
+        lambda session: setattr(session, "cert", "/nowhere/secret.pem"),
+        "the call to finAPI's token endpoint could not be sent: "
+        "Could not find the TLS certificate file, invalid path: /nowhere/[redacted].pem.",
+    ),
+    "no adapter": (
+        lambda session: session.adapters.clear(),
+        "the call to finAPI's token endpoint could not be sent (InvalidSchema).",
+    ),
+    "refused": (
+        lambda session: session.mount("https://", Refusing(requests.ConnectTimeout())),
+        "no connection to finAPI's token endpoint (ConnectTimeout).",
+    ),
+    "wordless": (
+        lambda session: session.mount("https://", Refusing(requests.ConnectionError())),
+        "finAPI's token endpoint did not answer (ConnectionError).",
+    ),
+}
+
+
+class Refusing(HTTPAdapter):
+    """An adapter that raises *error* for every request."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def send(self, *_: Any, **__: Any) -> requests.Response:
+        raise self.error
+
+
+@pytest.fixture
+def numbered(loopback: Loopback, authority: Authority) -> Iterator[FinapiSession]:
+    """A user's session whose request id is known, and which tries once."""
+    with FinapiSession(
+        "id", "secret", username="alice", password="her-pw", environment=loopback.origin, request_id="r-7", retries=0
+    ) as session:
+        session.verify = loopback.ca
+        yield session
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_an_unusable_answer_is_called(kind: str, numbered: FinapiSession, authority: Authority) -> None:
+    """Each kind of answer without a token says in one sentence what was wrong, and which call it was."""
+    answer, said = SAID[kind]
+    authority.answers = [answer]
+    with pytest.raises(TokenEndpointError) as caught:
+        numbered.fetch_token()
+    assert str(caught.value) == f"{said} [request id r-7]" and caught.value.request_id == "r-7"
+
+
+@pytest.mark.parametrize("kind", NOTHING_SENT)
+def test_what_a_call_that_was_not_sent_is_called(kind: str, numbered: FinapiSession) -> None:
+    """A call that cannot be sent says why, without a secret that its settings happen to hold."""
+    prepare, said = NOTHING_SENT[kind]
+    prepare(numbered)
+    with pytest.raises(TokenEndpointError) as caught:
+        numbered.fetch_token()
+    assert str(caught.value) == f"{said} [request id r-7]"
+
+
+@pytest.mark.parametrize("code", ["invalid_client", "invalid_grant"])
+def test_a_code_does_not_make_a_refusal_of_an_outage(code: str, client: FinapiSession, authority: Authority) -> None:
+    """A 503 is passing whatever its body says: nothing is refused, and the client is asked again."""
+    authority.answers = [Answer(503, {"error": code})]
+    client.fetch_token()
+    assert len(authority.calls) == 2
+
+
 # --- passing failures -------------------------------------------------------------------------------------------
 
 PASSING = {
@@ -367,10 +453,12 @@ def test_a_failed_revocation_is_raised_and_can_be_tried_again(
 ) -> None:
     """`revoke()` raises and keeps the token, so that a second one can succeed; `close()` does not raise."""
     client.fetch_token()
-    loopback.routes["/oauth/revoke"] = lambda _: Answer(status, {"error": "not_now"})
+    loopback.routes["/oauth/revoke"] = lambda _: Answer(status, {"error": "not_now", "error_description": "later"})
     with pytest.raises(RevocationError, match=f"{status} not_now") as caught:
         client.revoke()
-    assert caught.value.status == status
+    error = caught.value
+    assert (error.status, error.code, error.description) == (status, "not_now", "later")
+    assert error.request_id == loopback.to("/oauth/revoke")[-1].headers["x-request-id"]
     client.close()
     loopback.routes["/oauth/revoke"] = authority.revoke
     client.revoke()

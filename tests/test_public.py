@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -245,3 +246,14 @@ def test_a_missing_dependency_that_is_no_extra_is_not_called_one() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
     assert "filelock" in run.stderr and "extra" not in run.stderr
+
+
+def test_the_oldest_versions_are_tested() -> None:
+    """``tox -e oldest`` pins each requirement of ``setup.cfg`` at the lowest version that it allows."""
+    setup, tox = ConfigParser(interpolation=None), ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    tox.read(ROOT / "tox.ini")
+    wanted = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    floors = re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE)
+    pins = re.findall(r"^([\w-]+)==([\d.]+)", tox["testenv:oldest"]["deps"], re.MULTILINE)
+    assert set(pins) == set(floors)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,6 +24,7 @@ from finapi_session import (
     MemoryStore,
     Token,
     TokenEndpointError,
+    TokenEvent,
     UserLockedError,
 )
 from finapi_session.testing import Sandbox
@@ -200,6 +202,35 @@ def test_a_failing_endpoint_is_not_noticed_while_the_token_is_good(session: Fina
     assert 2 <= sandbox.count(CALLS) - before <= 8
 
 
+def test_the_soft_window_opens_with_one_try(session: FinapiSession, sandbox: Sandbox) -> None:
+    """A try that fails in the moment in which the window opens is not made again in that moment."""
+    warm(session)
+    opened = time.time()
+    sandbox.answer_next(503, path=CALLS, times=99)
+    with frozen(opened):
+        in_soft_window(session, left=60)
+        for _ in range(10):
+            warm(session)
+    assert sandbox.count(CALLS) == 2
+
+
+def test_a_refresh_refused_in_the_soft_window_costs_no_sibling_its_token(sandbox: Sandbox) -> None:
+    """What finAPI refuses early is the refresh token: the access token serves all processes until it expires."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice, sibling = (sandbox.session(store=store).user("alice") for _ in range(2))
+    warm(alice)
+    in_soft_window(alice)
+    sandbox.answer_next(400, body={"error": "invalid_grant"}, path=CALLS)
+    warm(alice)
+    warm(sibling)
+    warm(alice)
+    assert sandbox.count(CALLS) == 2
+    alice.revoke_on_close = True
+    alice.close()
+    assert sandbox.count("/oauth/revoke", status=200) == 1
+
+
 def test_retry_after_counts_in_the_soft_window(session: FinapiSession, sandbox: Sandbox) -> None:
     """finAPI's wish not to be called again is heeded there too."""
     warm(session)
@@ -240,11 +271,15 @@ def test_a_sticky_server_is_asked_once_in_the_soft_window(sandbox: Sandbox) -> N
     session = sandbox.session(store=store)
     warm(session)
     in_soft_window(session)
-    tokens = {session.fetch_token().access_token for _ in range(10_000)}
-    assert len(tokens) == 1
-    assert sandbox.count(CALLS) == 2
-    sandbox.session(store=store).fetch_token()
-    assert sandbox.count(CALLS) == 2
+    with frozen(time.time()) as clock:
+        tokens = set()
+        for _ in range(10_000):
+            tokens.add(session.fetch_token().access_token)
+            clock.tick(0.0029)
+        assert len(tokens) == 1
+        assert sandbox.count(CALLS) == 2
+        sandbox.session(store=store).fetch_token()
+        assert sandbox.count(CALLS) == 2
 
 
 def test_a_sticky_servers_last_second(sandbox: Sandbox) -> None:
@@ -262,6 +297,19 @@ def test_a_sticky_servers_last_second(sandbox: Sandbox) -> None:
         clock.tick(1.1)
         second = session.fetch_token()
     assert second.access_token != first.access_token
+    assert sandbox.count(CALLS) == 3
+
+
+def test_a_sticky_answer_just_before_expiry(sandbox: Sandbox) -> None:
+    """Asked early in its last second, a sticky token is still one with an expiry: 0 then is not "never"."""
+    session = sandbox.session()
+    warm(session)
+    with frozen(time.time()) as clock:
+        in_soft_window(session, left=0.5)
+        token = session.fetch_token()
+        clock.tick(0.6)
+        sandbox.answer_next(200, body={"access_token": token.access_token, "expires_in": 0}, path=CALLS)
+        assert session.fetch_token().expires_at == pytest.approx(time.time() + 1)
     assert sandbox.count(CALLS) == 3
 
 
@@ -333,6 +381,21 @@ def test_a_wrong_password_neither_sees_nor_harms_the_users_token(sandbox: Sandbo
         sandbox.session("alice", "wrong", store=store).get(ECHO)
     warm(sandbox.session("alice", store=store))
     assert sandbox.count(CALLS) == 2
+
+
+def test_what_is_refused_of_one_password_harms_no_token_of_another(sandbox: Sandbox) -> None:
+    """A refresh token of our own and a wrong password are each sent once; what a sibling stored stays."""
+    store = MemoryStore()
+    sandbox.sticky = False
+    stored = sandbox.session("alice", store=store).fetch_token()
+    alice = sandbox.session("alice", "wrong", store=store, token=sandbox.session("alice").fetch_token())
+    warm(alice)
+    sandbox.revoke_tokens(refresh=True)
+    for _ in range(3):
+        with pytest.raises(InvalidGrantError):
+            alice.get(ECHO)
+    assert [call.grant_type for call in sandbox.calls if call.grant_type][2:] == ["refresh_token", "password"]
+    assert sandbox.session("alice", store=store).fetch_token() == stored
 
 
 def test_revoke_clears_a_refusal(sandbox: Sandbox) -> None:
@@ -441,9 +504,41 @@ def test_without_a_password_a_login_is_required(expired: bool, sandbox: Sandbox)
         sandbox.revoke_tokens(refresh=True)
     before = sandbox.count(CALLS)
     for _ in range(3):
-        with pytest.raises(LoginRequiredError, match="alice.*password"):
+        with pytest.raises(LoginRequiredError, match="alice.*password") as caught:
             alice.get(ECHO)
     assert sandbox.count(CALLS) - before == 1
+    refused = [call for call in sandbox.calls if call.grant_type][-1]
+    error = caught.value
+    assert (error.status, error.code) == ((401, "invalid_token") if expired else (400, "invalid_grant"))
+    assert (error.description or "").startswith("Invalid refresh token") and error.request_id == refused.request_id
+
+
+def test_a_refresh_token_that_was_refused_is_never_sent_again(sandbox: Sandbox) -> None:
+    """Also a minute later, when the refusal has rested, by us and by a sibling on the same store."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice, sibling = (sandbox.session(store=store).user("alice") for _ in range(2))
+    warm(alice)
+    sandbox.revoke_tokens(refresh=True)
+    before = sandbox.count(CALLS)
+    for elapsed in (0, 61):
+        for user in (alice, sibling):
+            with frozen(time.time() + elapsed), pytest.raises(LoginRequiredError):
+                user.get(ECHO)
+    assert sandbox.count(CALLS) == before + 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "invalid_grant"), (400, "invalid_client"), (400, None)])
+def test_a_password_is_refused_for_good_by_status_or_code(status: int, code: str | None, sandbox: Sandbox) -> None:
+    """A 400, and the code invalid_grant at whatever status, may be the user's password: it is not sent again."""
+    alice = sandbox.session("alice")
+    sandbox.answer_next(status, body={"error": code} if code else {}, path=CALLS)
+    with frozen(time.time()) as clock:
+        for _ in range(3):
+            with pytest.raises((InvalidGrantError, InvalidClientError)):
+                alice.fetch_token()
+            clock.tick(61)
+    assert sandbox.count(CALLS) == 1
 
 
 def test_a_user_without_anything_must_log_in(sandbox: Sandbox) -> None:
@@ -557,6 +652,30 @@ def test_other_statuses_are_not_about_the_token(status: int, session: FinapiSess
     sandbox.answer_next(status, path=ECHO)
     assert session.get(ECHO).status_code == status
     assert sandbox.count(CALLS) == 1 and sandbox.count(ECHO) == 2
+
+
+def test_why_a_token_is_not_renewed_is_told(session: FinapiSession, sandbox: Sandbox) -> None:
+    """An event of the identity says what was decided: in the soft window, and where the API or finAPI is at odds."""
+    events: list[TokenEvent] = []
+    session._own._journal = replace(session._own._journal, on_event=events.append)
+    warm(session)
+    in_soft_window(session)
+    sandbox.answer_next(500, path=CALLS)
+    warm(session)
+    sandbox.sticky = False
+    sandbox.answer_next(401, path=ECHO, times=5)
+    for _ in range(2):
+        session.get(ECHO)
+    held = session.fetch_token()
+    sandbox.answer_next(200, body={"access_token": held.access_token, "expires_in": 3600}, path=CALLS)
+    session._own._standstill = None
+    session.get(ECHO)
+    assert {event.identity for event in events} == {str(session._own.identity)}
+    assert [event.reason for event in events if event.kind == "decided"] == [
+        "TokenEndpointError before expiry: the token held goes on",
+        "the API rejects what finAPI gives: it is not renewed again for 30 s",
+        "finAPI gives the rejected token again: it is not renewed again for 30 s",
+    ]
 
 
 # --- what finAPI may or may not do -------------------------------------------------------------------------------
