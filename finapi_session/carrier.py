@@ -61,9 +61,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         _, _, body = BackendApplicationClient("").prepare_token_revocation_request(self._url, token, hint)
         body = Hidden(body)
         with _unlogged():
-            response: requests.Response = self.post(
-                self._url, data=body, auth=bearer, withhold_token=True, **self._call
-            )
+            response: requests.Response = self.post(self._url, data=body, auth=bearer, **self._call)
         return response
 
 

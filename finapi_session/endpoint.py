@@ -171,7 +171,7 @@ class TokenEndpoint:
         try:
             response = self._carrier(self.environment.revoke_url, headers).revoke(text, hint, bearer)
             if bearer is not None or response.status_code != 401:
-                judge(response, readable=False)
+                judge(response)
         except OSError as error:
             attempt = judge.unanswered(error)
             return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
@@ -203,14 +203,13 @@ class _Judge:
         self._by_password = by_password
         self._passing = False
 
-    def __call__(self, response: requests.Response, readable: bool = True) -> requests.Response:
+    def __call__(self, response: requests.Response) -> requests.Response:
         problem = Problem.of(response, (*self._secrets, *sent_tokens(response)))
         self.request_id = problem.request_id or self.request_id
         status = response.status_code
         if status >= 300 or problem.code in _BY_CODE:
             raise self._refusal(response, problem)
-        if readable:
-            response._content = json.dumps(_clean(read_object(response))).encode()
+        response._content = json.dumps(_clean(read_object(response))).encode()
         return response
 
     def _refusal(self, response: requests.Response, problem: Problem) -> TokenError:
@@ -264,8 +263,7 @@ class _Judge:
 
 def _clean(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a token answer that are sound; what is not goes, so that oauthlib cannot trip over it."""
-    kind = answer.get("token_type", "bearer")
-    if not isinstance(kind, str) or kind.lower() != "bearer":
+    if str(answer.get("token_type", "bearer")).lower() != "bearer":
         return {}
     text = {name: answer.get(name) for name in ("access_token", "refresh_token", "scope")}
     clean: dict[str, Any] = {name: value for name, value in text.items() if isinstance(value, str) and value}

@@ -15,6 +15,7 @@ import requests
 from .errors import ApiError
 from .hidden import Hidden
 
+_DESCRIPTIONS = ("error_description", "errorDescription", "description", "message")
 _LONGEST = 500
 # finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
 _NAMED_TOKEN = re.compile(r"(?i)\b(token|secret|password)(\s*[:=]\s*)[^\s\"'<>,;]+")
@@ -43,26 +44,26 @@ class Problem:
     @classmethod
     def of(cls, response: requests.Response, secrets: Iterable[str] = ()) -> Problem:
         """Read *response*, whatever its body is, and take *secrets* and all that looks like one out."""
-        body = read_object(response)
-        known = tuple(secrets)
-
-        def text(source: Mapping[str, Any], *names: str) -> str | None:
-            value = next((source[name] for name in names if source.get(name)), None)
-            return redact(value, known) if isinstance(value, str) else None
-
+        body, known = read_object(response), tuple(secrets)
         entries = body.get("errors")
         details = tuple(
-            ProblemDetail(*(text(entry, name) for name in ("code", "type", "message", "field")))
+            ProblemDetail(*(_said(entry, known, name) for name in ("code", "type", "message", "field")))
             for entry in (entries if isinstance(entries, list) else ())
             if isinstance(entry, dict)
         )
         first = details[0] if details else ProblemDetail()
         return cls(
-            code=text(body, "error", "code") or first.code,
-            description=text(body, "error_description", "errorDescription", "description", "message") or first.message,
+            code=_said(body, known, "error", "code") or first.code,
+            description=_said(body, known, *_DESCRIPTIONS) or first.message,
             request_id=printable(response.headers.get("X-Request-Id") or body.get("requestId")),
             details=details,
         )
+
+
+def _said(source: Mapping[str, Any], secrets: tuple[str, ...], *names: str) -> str | None:
+    """Return the first text of these names, without *secrets*."""
+    value = next((source[name] for name in names if source.get(name)), None)
+    return redact(value, secrets) if isinstance(value, str) else None
 
 
 def read_object(response: requests.Response) -> dict[str, Any]:

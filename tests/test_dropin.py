@@ -122,6 +122,30 @@ def test_a_401_is_healed_with_the_body_replayed_whole(
     assert 0 < response.elapsed.total_seconds() < took
 
 
+def test_a_401_that_is_cut_off_is_healed(
+    session: FinapiSession, authority: Authority, loopback: Loopback
+) -> None:
+    """The body of a 401 is nobody's concern: cut off in the middle, it is a 401 all the same."""
+    answers = [Answer(401, b"{", {"Content-Length": "500"})]
+    loopback.routes["/api/cut"] = lambda sent: answers.pop() if answers else authority.api(sent)
+    assert session.get("/api/cut").status_code == 200
+
+
+def test_a_401_that_was_read_already_is_healed(session: FinapiSession, authority: Authority) -> None:
+    """An adapter may have read the answer, to log it, before we see it."""
+
+    class Reading(HTTPAdapter):
+        def send(self, *args: Any, **kwargs: Any) -> requests.Response:
+            response = super().send(*args, **kwargs)
+            if response.status_code == 401:
+                list(response.iter_content())
+            return response
+
+    session.mount("https://", Reading())
+    reject_first(authority, session)
+    assert session.get("/api/v2/x").status_code == 200
+
+
 @pytest.mark.parametrize("body", [lambda: iter([b"a", b"b"]), lambda: Unseekable(b"ab"), lambda: Spent(b"ab")])
 def test_what_cannot_be_replayed_is_not(
     body: Callable[[], Any], session: FinapiSession, authority: Authority, loopback: Loopback
@@ -277,6 +301,17 @@ def test_the_token_goes_along_to_trusted_origins_only(
     assert len(authority.calls) == (4 if healed else 1)
     bodies = {sent.body for server in (loopback, trusted, foreign) for sent in server.sent if sent.path.endswith("/x")}
     assert bodies == ({b"body"} if status in (307, 308) else {b""})
+
+
+def test_a_redirect_that_the_caller_follows_himself(
+    session: FinapiSession, authority: Authority, loopback: Loopback, foreign: Loopback
+) -> None:
+    """``Response.next``, which any session may send, holds the token for trusted origins only."""
+    loopback.routes["/api/here"] = lambda _: Answer(302, headers={"Location": "/api/v2/x"})
+    loopback.routes["/api/away"] = lambda _: Answer(302, headers={"Location": f"{foreign.origin}/"})
+    here, away = (session.get(path, allow_redirects=False).next for path in ("/api/here", "/api/away"))
+    assert here is not None and here.headers["Authorization"] == "Bearer token-1"
+    assert away is not None and "Authorization" not in away.headers
 
 
 def test_a_token_rejected_behind_a_redirect_is_renewed_there(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from finapi_session import (
     FinapiSession,
     InvalidClientError,
     InvalidGrantError,
+    MemoryStore,
     RevocationError,
     Token,
     TokenEndpointError,
@@ -463,6 +465,46 @@ def test_a_failed_revocation_is_raised_and_can_be_tried_again(
     loopback.routes["/oauth/revoke"] = authority.revoke
     client.revoke()
     assert authority.live == set()
+
+
+def test_a_revocation_without_an_answer_names_its_call(
+    numbered: FinapiSession, loopback: Loopback, authority: Authority
+) -> None:
+    """Where finAPI's answer is lost, the error still tells the request id that was sent."""
+    client = numbered.user("alice")._client
+    loopback.routes["/oauth/revoke"] = lambda _: Answer(drop=True)
+    client.token()
+    with pytest.raises(RevocationError, match="did not answer.*request id r-7"):
+        client.revoke()
+
+
+def test_what_is_revoked_is_what_the_store_has(loopback: Loopback, authority: Authority) -> None:
+    """A sibling's newer token goes, not the one that we held before; who renews meanwhile is waited for."""
+    store = MemoryStore()
+    ours, sibling = (FinapiSession("id", "secret", environment=loopback.origin, store=store) for _ in range(2))
+    ours.verify = sibling.verify = loopback.ca
+    ours.get("/api/v2/x")
+    sibling.get("/api/v2/x")
+    authority.kill()
+    sibling.get("/api/v2/x")
+    with store.lock(ours._own._key(ours._own.identity.credentials())):
+        revoking = threading.Thread(target=ours.revoke)
+        revoking.start()
+        revoking.join(0.3)
+        assert authority.revoked == []
+    revoking.join(5)
+    assert [form["token"] for form in authority.revoked] == ["token-2"]
+
+
+def test_a_revocation_does_not_wait_for_the_token_endpoint(client: FinapiSession, authority: Authority) -> None:
+    """While finAPI wants no token calls, what is held can be revoked."""
+    client.get("/api/v2/x")
+    authority.kill()
+    authority.answers = [Answer(429, headers={"Retry-After": "86400"})]
+    with pytest.raises(TokenEndpointError):
+        client.get("/api/v2/x")
+    client.revoke()
+    assert len(authority.revoked) == 1
 
 
 def test_a_503_on_revocation_is_tried_again(client: FinapiSession, loopback: Loopback, authority: Authority) -> None:

@@ -123,6 +123,29 @@ def test_a_herd_of_sessions_on_one_store_asks_once(sandbox: Sandbox) -> None:
     assert statuses(results) == {200} and sandbox.count(CALLS) == 2
 
 
+def test_a_herd_is_one_event(session: FinapiSession, sandbox: Sandbox) -> None:
+    """Threads that meet a dead token, and wait for another one's renewal, take its token and tell nothing."""
+    warm(session)
+    events: list[TokenEvent] = []
+    session._own._journal = replace(session._own._journal, on_event=events.append)
+    sandbox.revoke_tokens()
+    sandbox.latency = {CALLS: 0.2}
+    results, _ = herd(16, lambda: session.get(ECHO))
+    assert statuses(results) == {200} and events == []
+
+
+def test_a_late_401_waits_for_nobody(
+    session: FinapiSession, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who meets a 401 on a token that has a successor takes that, even while the next renewal is under way."""
+    monkeypatch.setattr("finapi_session.source.TURN", 0.1)
+    old = session.fetch_token()
+    sandbox.revoke_tokens()
+    warm(session)
+    with session._own._lock():
+        assert session._own.renew(old.authorization) == session.fetch_token() != old
+
+
 def test_a_sibling_has_renewed_already(sandbox: Sandbox) -> None:
     """A 401 on a token that a sibling has renewed costs no token call, also after a refresh that killed it."""
     store = MemoryStore()

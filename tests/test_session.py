@@ -256,6 +256,8 @@ def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     assert issued.finapi_request_id == sandbox.calls[0].request_id  # type: ignore[attr-defined]
     assert issued.finapi_milliseconds > 0  # type: ignore[attr-defined]
     assert "s left" in issued.getMessage() and "request id" in issued.getMessage()
+    revoked = caplog.records[-1]
+    assert revoked.finapi_request_id == sandbox.calls[-1].request_id  # type: ignore[attr-defined]
     adopted = caplog.records[1]
     assert 3590 < adopted.finapi_expires_in <= 3600  # type: ignore[attr-defined]
 
