@@ -350,6 +350,19 @@ def test_a_header_that_the_caller_wrote_follows_the_rules_of_requests(
     assert [sent.bearer for sent in foreign.sent] == [None]
 
 
+def test_another_auth_and_hook_follow_the_rules_of_requests(session: FinapiSession, loopback: Loopback) -> None:
+    """A call with an auth of its own is redirected as on any session, its hooks are called, and no token is added."""
+    seen: list[int] = []
+    loopback.routes["/api/here"] = lambda _: Answer(302, headers={"Location": "/there"})
+    loopback.routes["/there"] = lambda _: Answer()
+
+    def look(response: requests.Response, **_: object) -> None:
+        seen.append(response.status_code)
+
+    session.get("/api/here", auth=("me", "mine"), hooks={"response": look})
+    assert seen == [302, 200] and {sent.headers["authorization"][:6] for sent in loopback.sent} == {"Basic "}
+
+
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_the_token_call_follows_no_redirect(
     status: int, session: FinapiSession, authority: Authority, foreign: Loopback

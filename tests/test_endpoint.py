@@ -333,9 +333,10 @@ def test_what_a_call_that_was_not_sent_is_called(kind: str, numbered: FinapiSess
 @pytest.mark.parametrize("code", ["invalid_client", "invalid_grant"])
 def test_a_code_does_not_make_a_refusal_of_an_outage(code: str, client: FinapiSession, authority: Authority) -> None:
     """A 503 is passing whatever its body says: nothing is refused, and the client is asked again."""
-    authority.answers = [Answer(503, {"error": code})]
-    client.fetch_token()
-    assert len(authority.calls) == 2
+    authority.answers = [Answer(503, {"error": code})] * 4
+    with pytest.raises(TokenEndpointError):
+        client.fetch_token()
+    assert client.fetch_token().access_token == "token-1"
 
 
 # --- passing failures -------------------------------------------------------------------------------------------
@@ -465,6 +466,18 @@ def test_a_failed_revocation_is_raised_and_can_be_tried_again(
     loopback.routes["/oauth/revoke"] = authority.revoke
     client.revoke()
     assert authority.live == set()
+
+
+def test_a_failed_revocation_repeats_no_token(
+    alice: FinapiSession, loopback: Loopback, caplog: pytest.LogCaptureFixture
+) -> None:
+    """finAPI may repeat the tokens that it does not revoke; the error does not."""
+    token = alice.fetch_token()
+    said = f"not {token.access_token}, nor {token.refresh_token}"
+    loopback.routes["/oauth/revoke"] = lambda _: Answer(400, {"error": "no", "error_description": said})
+    with pytest.raises(RevocationError, match=r"not \[redacted\], nor \[redacted\]"):
+        alice.revoke()
+    assert str(token.refresh_token) not in caplog.text
 
 
 def test_a_revocation_without_an_answer_names_its_call(

@@ -174,6 +174,26 @@ def test_a_sibling_is_found_although_the_clock_was_set_back(sandbox: Sandbox) ->
     assert sandbox.count(CALLS) == before
 
 
+@pytest.mark.parametrize(
+    ("new", "step"),
+    [(False, 0), (False, -86400), (True, 0)],
+    ids=["sibling", "sibling, clock set back", "new process"],
+)
+def test_what_is_renewed_after_the_store_was_emptied_is_found(new: bool, step: float, sandbox: Sandbox) -> None:
+    """Somebody flushes the store, and tokens die: who renews first does it for all."""
+    store = MemoryStore()
+    one, other = (sandbox.session("alice", store=store) for _ in range(2))
+    warm(one)
+    warm(other)
+    store._values.clear()
+    sandbox.revoke_tokens()
+    with frozen(time.time() + step):
+        warm(sandbox.session("alice", store=store) if new else one)
+        before = sandbox.count(CALLS)
+        warm(other)
+    assert sandbox.count(CALLS) == before
+
+
 def test_a_warm_start_waits_for_nobody(sandbox: Sandbox) -> None:
     """What the store has is taken without its lock, even while somebody hangs with that."""
     store = MemoryStore()
@@ -293,13 +313,15 @@ def test_a_sticky_server_is_asked_once_in_the_soft_window(sandbox: Sandbox) -> N
     store = MemoryStore()
     session = sandbox.session(store=store)
     warm(session)
-    in_soft_window(session)
     with frozen(time.time()) as clock:
-        tokens = set()
+        in_soft_window(session, left=59)
+        held = session._own._held
+        assert held is not None
         for _ in range(10_000):
-            tokens.add(session.fetch_token().access_token)
-            clock.tick(0.0029)
-        assert len(tokens) == 1
+            token = session.fetch_token()
+            clock.tick(0.0058)
+        assert (token.access_token, token.expires_at) == (held.token.access_token, held.token.expires_at)
+        assert token.issued_at == held.token.issued_at
         assert sandbox.count(CALLS) == 2
         sandbox.session(store=store).fetch_token()
         assert sandbox.count(CALLS) == 2
@@ -354,14 +376,30 @@ def test_a_sticky_token_that_turns_out_to_live_for_ever(sandbox: Sandbox) -> Non
     assert sandbox.count(CALLS) == 3
 
 
+def test_a_last_second_is_not_followed_by_another(sandbox: Sandbox) -> None:
+    """However long the answer takes, a second 0 for the same token is believed: it never expires."""
+    session = sandbox.session()
+    warm(session)
+    in_soft_window(session, left=0)
+    same = {"access_token": session._own._record.token and session._own._record.token.access_token, "expires_in": 0}
+    sandbox.latency = {CALLS: 0.1}
+    for _ in range(2):
+        sandbox.answer_next(200, body=same, path=CALLS)
+        token = session.fetch_token()
+        time.sleep(1.1)
+    assert token.expires_at is None and sandbox.count(CALLS) == 3
+
+
 @pytest.mark.parametrize("answer", [{"expires_in": 0}, {}], ids=["0", "absent"])
 def test_never_means_never(answer: dict[str, object], sandbox: Sandbox) -> None:
     """A token without expiry is used as it is ten years later."""
+    store = MemoryStore()
     sandbox.answer_next(200, body={"access_token": "eternal", "token_type": "bearer", **answer}, path=CALLS)
-    session = sandbox.session()
+    session = sandbox.session(store=store)
     session.fetch_token()
     with frozen(time.time() + 10 * 365 * 86400):
         assert session.fetch_token().access_token == "eternal"
+        assert sandbox.session(store=store).fetch_token().access_token == "eternal"
     assert sandbox.count(CALLS) == 1
 
 
@@ -392,6 +430,9 @@ def test_a_wrong_password_is_sent_once(sandbox: Sandbox) -> None:
     assert errors[0].status == 400 and errors[0].request_id
     assert sandbox.count(CALLS) == 1
     warm(sandbox.session("alice", store=store))
+    assert sandbox.count(CALLS) == 2
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
     assert sandbox.count(CALLS) == 2
 
 
@@ -600,6 +641,16 @@ def test_many_threads_that_meet_one_dead_token_count_as_one(sandbox: Sandbox) ->
     for _ in range(4):
         session._own.rejected(second)
     assert session.get(ECHO).status_code == 200
+
+
+def test_one_rejected_replay_after_good_calls_makes_no_standstill(sandbox: Sandbox) -> None:
+    """A token revoked on its way to us says nothing of the API: the next call renews."""
+    session = sandbox.session("alice")
+    warm(session)
+    sandbox.answer_next(401, path=ECHO, times=2)
+    assert session.get(ECHO).status_code == 401
+    sandbox.revoke_tokens()
+    warm(session)
 
 
 def test_a_standstill_ends_when_a_sibling_has_a_better_token(sandbox: Sandbox) -> None:

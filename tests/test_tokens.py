@@ -125,8 +125,19 @@ def test_dumps_and_loads_are_inverse(access: str, refresh: str | None, expires_a
     assert isinstance(copy.deepcopy(token).authorization, Bearer)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '"t"', "{}", '{"access_token": 5}'])
-def test_what_is_no_kept_token_is_refused(text: str) -> None:
-    """A text that `dumps` did not write is a ValueError."""
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting property name"),
+        ("[]", "^a token is kept as a JSON object$"),
+        ("null", "^a token is kept as a JSON object$"),
+        ('"t"', "^a token is kept as a JSON object$"),
+        ("{}", "^access_token must be text of visible ASCII characters$"),
+        ('{"access_token": 5}', "^access_token must be text of visible ASCII characters$"),
+    ],
+)
+def test_what_is_no_kept_token_is_refused(text: str, said: str) -> None:
+    """A text that `dumps` did not write is a ValueError that says why."""
+    with pytest.raises(ValueError, match=said):
         Token.loads(text)
