@@ -231,6 +231,7 @@ def test_an_unusable_answer_is_tried_again_and_typed(
         {"scope": {"a": 1}},
         {"refresh_token": 7},
         {"refresh_token": ""},
+        {"refresh_token": "a\nb"},
         {"token_type": "BEARER"},
         {"expires_at": "junk"},
         {"unknown": {"deep": [[[]]]}},
@@ -245,6 +246,17 @@ def test_junk_beside_the_token_does_no_harm(
     token = client.fetch_token()
     assert token == Token("sound", issued_at=token.issued_at, scope=token.scope)
     assert len(authority.calls) == 1
+
+
+@pytest.mark.parametrize(("expires_in", "lifetime"), [(0.5, 1), ("59", 59), (60.9, 60)])
+def test_what_came_with_the_token(
+    expires_in: object, lifetime: float, client: FinapiSession, authority: Authority
+) -> None:
+    """The scope is kept, and an expiry of whole seconds: a part of the first one is no "never"."""
+    answer = {"access_token": "t", "token_type": "bearer", "scope": "all", "expires_in": expires_in}
+    authority.answers = [Answer(200, answer)]
+    token = client.fetch_token()
+    assert token.scope == "all" and token.lifetime == pytest.approx(lifetime)
 
 
 def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority, loopback: Loopback) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import time
 
 import pytest
 from hypothesis import given, strategies as st
@@ -30,7 +31,7 @@ NOW = 1_700_000_000.0
 def test_boundaries_of_renewal(lifetime: float, leeway: float, expected: float) -> None:
     """A token is renewed `leeway` seconds before expiry, but a short-lived one keeps nine tenths of its life."""
     token = Token("t", expires_at=NOW + lifetime, issued_at=NOW)
-    assert token.renew_at(leeway) == pytest.approx(NOW + expected)
+    assert token.renew_at(leeway) - NOW == pytest.approx(expected)
     assert not token.expired(NOW + lifetime - 0.001)
     assert token.expired(NOW + lifetime)
 
@@ -72,6 +73,14 @@ def test_unknown_start_renews_by_leeway() -> None:
 def test_expiry_of_an_answer(answer: dict[str, object], expires_at: float | None) -> None:
     """`expires_in` counts from the asking, 0 or absent means never, and junk in it is no crash."""
     assert Token.from_dict({"access_token": "t", **answer}, issued_at=NOW).expires_at == expires_at
+
+
+def test_an_answer_that_just_came_counts_from_now() -> None:
+    """Without a time of asking, `expires_in` counts from now, and an `issued_at` in the dict from that."""
+    before = time.time()
+    token = Token.from_dict({"access_token": "t", "expires_in": 600})
+    assert token.expires_at is not None and before <= token.expires_at - 600 <= time.time()
+    assert Token.from_dict({"access_token": "t", "expires_in": 600, "issued_at": NOW}).expires_at == NOW + 600
 
 
 def test_a_dict_as_oauthlib_keeps_it_tells_the_age() -> None:
