@@ -87,6 +87,16 @@ def test_a_dict_as_oauthlib_keeps_it_tells_the_age() -> None:
     """`expires_at` and `expires_in` together tell when the token was issued."""
     token = Token.from_dict({"access_token": "t", "expires_at": NOW + 100, "expires_in": 600})
     assert token.issued_at == NOW - 500
+    told = {"access_token": "t", "expires_at": NOW + 100, "expires_in": 600, "issued_at": NOW - 1}
+    assert Token.from_dict(told).issued_at == NOW - 1
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"), [("all", "all"), (["all", "more"], "all more"), ([7], None), (7, None), (None, None)]
+)
+def test_scope_is_text(scope: object, expected: str | None) -> None:
+    """A scope is kept as finAPI writes it, also where oauthlib made a list of it; junk is none."""
+    assert Token.from_dict({"access_token": "t", "scope": scope}).scope == expected
 
 
 @pytest.mark.parametrize(
