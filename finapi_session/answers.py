@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 import requests
@@ -99,7 +100,9 @@ def show_all_pages(
 def _pages(
     session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]
 ) -> Iterator[requests.Response]:
-    """Answer with page after page, from the one that *params* asks for to the last; show how far it is."""
+    """Answer with page after page, from the one that *url* or *params* asks for to the last; show how far it is."""
+    parts = urlsplit(url)
+    url, params = parts._replace(query="").geturl(), parse_qsl(parts.query, keep_blank_values=True) + params
     wanted: dict[str, Any] = {"page": "1", "perPage": _PER_PAGE}
     wanted.update({name: [value for other, value in params if other == name] for name, _ in params})
     first = wanted.pop("page")[-1]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import click
@@ -128,7 +129,10 @@ def open_store(name: str) -> TokenStore:
 
     kind, _, rest = name.partition(":")
     if kind == "file":
-        return stores.FileStore(rest or None)
+        try:
+            return stores.FileStore(rest or None)
+        except RuntimeError:
+            raise click.BadParameter("there is no such home folder: use file:FOLDER") from None
     if name in ("keyring", "memory"):
         return stores.KeyringStore() if name == "keyring" else stores.MemoryStore()
     if "://" not in name:
@@ -142,25 +146,36 @@ def _redis_store(url: str) -> TokenStore:
     from .stores.redis import RedisStore
 
     try:
-        return RedisStore(Redis.from_url(url))
+        return RedisStore(Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5))
     except ValueError:
         raise click.BadParameter("--store is not a URL that Redis understands") from None
 
 
 def _sql_store(url: str) -> TokenStore:
     from sqlalchemy import create_engine
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import ArgumentError
 
     from .stores.sql import SQLStore
 
     try:
-        store = SQLStore(create_engine(url))
+        engine = create_engine(url)
+        store = SQLStore(engine)
+        if engine.dialect.name == "sqlite":
+            _make_private(str(engine.url.database))
         store.create_table()
     except (ArgumentError, ValueError):
         raise click.BadParameter("--store is not a URL that SQLAlchemy and SQLStore understand") from None
-    except SQLAlchemyError as error:
+    except ImportError:
+        raise
+    except Exception as error:  # drivers raise of their own, too
         raise StorageError(f"the database of --store fails ({type(error).__name__}): mend it") from None
     return store
+
+
+def _make_private(path: str) -> None:
+    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode."""
+    if not path.startswith("file:"):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> Environment:
@@ -225,7 +240,7 @@ def login(settings: Settings, user: str | None, client: bool) -> None:
     asked = _ask_client(settings.environment)
     _log_in(settings, asked, None, None)
     _keep(settings, asked)
-    if user is None and not client and sys.stdin.isatty():
+    if user is None and not client and sys.stdin is not None and sys.stdin.isatty():
         user = click.prompt("User id (Enter for none)", default="", show_default=False, err=True) or None
     if user is not None and not client:
         password = _password_of(user) or _ask("FINAPI_PASSWORD", "Password", hide_input=True)
@@ -267,12 +282,17 @@ def _keep(settings: Settings, client: Client) -> None:
         click.echo("The client's id and secret are kept in the system's keyring.")
     elif "FINAPI_CLIENT_ID" not in os.environ or "FINAPI_CLIENT_SECRET" not in os.environ:
         click.echo(
-            "There is no keyring here, so the client's secret is not kept. Before the next commands, run:"
+            f"{_no_keyring()}, so the client's secret is not kept. Before the next commands, run:"
         )
         click.echo(f"  export FINAPI_CLIENT_ID={shlex.quote(client.client_id)}")
         click.echo("  read -rs FINAPI_CLIENT_SECRET && export FINAPI_CLIENT_SECRET   # then type the secret")
     else:
-        click.echo("There is no keyring here: keep FINAPI_CLIENT_ID and FINAPI_CLIENT_SECRET set.")
+        click.echo(f"{_no_keyring()}: keep FINAPI_CLIENT_ID and FINAPI_CLIENT_SECRET set.")
+
+
+def _no_keyring() -> str:
+    missing = find_spec("keyring") is None
+    return "No keyring without pip install 'finapi-session[keyring]'" if missing else "There is no keyring here"
 
 
 @commands.command()
@@ -281,7 +301,7 @@ def _keep(settings: Settings, client: Client) -> None:
 def token(settings: Settings, user: str | None, client: bool) -> None:
     """Print a valid access token, alone, for curl and other clients.
 
-    curl -H "Authorization: Bearer $(finapi-session token)" https://sandbox.finapi.io/api/v2/banks
+    printf 'Authorization: Bearer %s' "$(finapi-session token)" | curl -H @- https://sandbox.finapi.io/api/v2/banks
     """
     with settings.logged_in(None if client else user) as session:
         click.echo(session.fetch_token().access_token)
@@ -427,7 +447,11 @@ def sandbox(port: int) -> None:
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Sandbox(port=port) as server:
+        served = Sandbox(port=port).start()
+    except OSError as error:
+        raise click.UsageError(f"port {port} cannot be served: {error.strerror}") from None
+    try:
+        with served as server:
             click.echo(f"# A local finAPI at {server.base_url}, until Ctrl-C. To use it from another shell:")
             for name, value in _variables(server).items():
                 click.echo(f"export {name}={shlex.quote(value)}")

@@ -98,6 +98,8 @@ class FinapiSession(requests.Session):
         self._own = self._client if username is None else self._source(identity, given)
         self._parent: FinapiSession | None = None
         self._users: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
+        # The tokens of users whose sessions nobody holds any more: close() gives them back too.
+        self._left: dict[str, TokenSource] = {}
         self.auth = BearerAuth(self._own, self.environment)
         _roots.add(self)
 
@@ -136,6 +138,8 @@ class FinapiSession(requests.Session):
         session._own = self._source(identity)
         session.auth = BearerAuth(session._own, self.environment)
         self._users.add(session)
+        if session.revoke_on_close:
+            weakref.finalize(session, _leave, session._own, self._left).atexit = False
         return session
 
     def fetch_token(self) -> Token:
@@ -147,7 +151,7 @@ class FinapiSession(requests.Session):
 
         The next call asks for a new one. Raises :class:`RevocationError`; the token is kept then.
         """
-        self._own.revoke(None if self._own is self._client else BearerAuth(self._client, self.environment))
+        self._revoke(self._own)
 
     def close(self) -> None:
         """Revoke the tokens, the users' before the client's, if ``revoke_on_close``; then close the connections.
@@ -208,30 +212,36 @@ class FinapiSession(requests.Session):
             super().rebuild_auth(prepared_request, response)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_users"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_users", "_left")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._users = weakref.WeakSet()
+        self._users, self._left = weakref.WeakSet(), {}
         if self._parent is None:
             _roots.add(self)
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
         return TokenSource(identity, self._endpoint, self._ledger, self._journal, self._leeway, token)
 
+    def _revoke(self, source: TokenSource) -> None:
+        source.revoke(None if source is self._client else BearerAuth(self._client, self.environment))
+
     def _revoke_quietly(self) -> None:
-        """Revoke what this session holds, the user's token first: the client's is needed for that."""
-        revocations = [(self._own, self.revoke)]
-        if self._parent is None and self._own is not self._client:
-            revocations.append((self._client, self._client.revoke))
-        for source, revoke in revocations:
+        """Revoke what this session holds, the users' tokens first: the client's is needed for that."""
+        sources = [self._own] if self._parent else [*self._left.values(), self._own, self._client]
+        for source in sources:
             if source.held is not None:
                 try:
-                    revoke()
+                    self._revoke(source)
                 except Exception as error:
                     self._journal.tell(
                         "failed", str(source.identity), reason=f"{type(error).__name__} on close; the token lives on"
                     )
+
+
+def _leave(source: TokenSource, left: dict[str, TokenSource]) -> None:
+    if source.held is not None:
+        left[str(source.identity)] = source
 
 
 def _token(given: Token | Mapping[str, Any] | None) -> Token | None:

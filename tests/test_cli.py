@@ -19,7 +19,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from finapi_session import cli
+from finapi_session import cli, commands
 from finapi_session.testing import Sandbox
 
 PACKAGE = Path(__file__).parents[1]
@@ -325,6 +325,14 @@ def test_all_pages_are_joined(anna: dict[str, str], sandbox: Sandbox) -> None:
     assert sandbox.count("/transactions") == -(-len(ids) // 50) > 2
 
 
+def test_all_pages_of_a_path_that_names_one(anna: dict[str, str], sandbox: Sandbox) -> None:
+    """A page and its size in the path count like parameters: no page comes twice, none is left out."""
+    result = run(anna, "request", "GET", "/api/v2/transactions?perPage=50&page=1", "--all-pages")
+    document = json.loads(result.stdout)
+    ids = [entry["id"] for entry in document["transactions"]]
+    assert len(ids) == len(set(ids)) == document["paging"]["totalCount"] > 50
+
+
 def test_all_pages_of_nothing_and_of_what_has_none(anna: dict[str, str], sandbox: Sandbox) -> None:
     """An empty result and an answer without pages are each read once and written."""
     nothing = run(anna, "request", "GET", "/api/v2/banks", "--all-pages", "-p", "search=no such bank")
@@ -539,7 +547,44 @@ def test_a_database_that_is_down(environ: dict[str, str]) -> None:
     assert result.returncode == 5 and "/no/such" not in the_line(result)
 
 
+def test_a_database_file_is_its_owners(environ: dict[str, str], tmp_path: Path) -> None:
+    """A SQLite database that a command makes is for its owner alone, whatever the umask; a URI is left to SQLite."""
+    result = run(environ, "--store", f"sqlite:///{tmp_path}/tokens.db", "token")
+    assert result.returncode == 0 and stat.S_IMODE((tmp_path / "tokens.db").stat().st_mode) == 0o600
+    assert run(environ, "--store", f"sqlite:///file:{tmp_path}/other.db?uri=true", "token").returncode == 0
+    assert (tmp_path / "other.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "said"),
+    [
+        ("file:~nobody-of-this-name/x", 2, "there is no such home folder"),
+        ("mysql+pymysql://127.0.0.1:9/x", 2, "pymysql"),
+    ],
+)
+def test_a_store_that_this_machine_lacks(store: str, code: int, said: str, environ: dict[str, str]) -> None:
+    """A home folder and a driver that are not there are said to be what is missing."""
+    result = run(environ, "--store", store, "token")
+    assert result.returncode == code and said in the_line(result)
+
+
 # login, status, logout
+
+
+def test_login_without_a_standard_input(anna: dict[str, str]) -> None:
+    """A closed standard input is nobody to ask, and no mistake."""
+    del anna["FINAPI_USERNAME"], anna["FINAPI_PASSWORD"]
+    result = subprocess.run(
+        ["bash", "-c", f"{shlex.join(COMMAND)} login <&-"], env=anna, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and "Logged in" in result.stdout and result.stderr == ""
+
+
+def test_what_a_keyring_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package is what is missing, its extra is named."""
+    assert commands._no_keyring() == "There is no keyring here"
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    assert "finapi-session[keyring]" in commands._no_keyring()
 
 
 def test_login_from_the_environment(anna: dict[str, str], sandbox: Sandbox) -> None:
@@ -953,6 +998,6 @@ def test_sandbox_without_proxies(environ: dict[str, str]) -> None:
 
 
 def test_sandbox_on_a_port_that_is_taken(environ: dict[str, str], sandbox: Sandbox) -> None:
-    """A port that is taken is told in one line."""
+    """A port that is taken is told in one line, as the wrong usage that it is."""
     result = run(environ, "sandbox", "--port", sandbox.base_url.rpartition(":")[2])
-    assert result.returncode == 5 and "in use" in the_line(result)
+    assert result.returncode == 2 and "in use" in the_line(result)

@@ -78,6 +78,20 @@ def test_closing_the_parent_closes_its_users(sandbox: Sandbox) -> None:
     assert sorted(revoked[:2]) == ["alice", sandbox.username] and revoked[2:] == ["client"]
 
 
+def test_closing_gives_back_the_tokens_of_users_whose_sessions_are_gone(sandbox: Sandbox) -> None:
+    """In the style of a request handler nobody holds the user's session, and her token is revoked all the same."""
+    with sandbox.session() as client:
+        for _ in range(3):
+            assert client.user("alice", "her-password").get(ECHO).ok
+        client.user("bert", "password")
+        assert len(client._left) == 1
+    assert [(call.path, call.revoked) for call in sandbox.calls if call.revoked] == [
+        ("/oauth/revoke", "alice"),
+        ("/oauth/revoke", "client"),
+    ]
+    assert sandbox.count("/oauth/token") == 2
+
+
 def test_a_session_works_again_after_close(sandbox: Sandbox) -> None:
     """As with requests, a closed session may be used again; it asks for a new token, once."""
     session = sandbox.session()

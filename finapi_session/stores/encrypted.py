@@ -39,7 +39,7 @@ class EncryptedStore:
 
     def get(self, key: str) -> str | None:
         """Return the value last set under *key*, or ``None`` if there is none or no key opens it."""
-        sealed = self.inner.get(key)
+        sealed = self.inner.get(_sealed(key))
         if sealed is None:
             return None
         try:
@@ -54,15 +54,15 @@ class EncryptedStore:
 
     def set(self, key: str, value: str) -> None:
         """Encrypt *value* with the first key and keep it under *key*."""
-        self.inner.set(key, self._fernet().encrypt(_name(key) + value.encode()).decode())
+        self.inner.set(_sealed(key), self._fernet().encrypt(_name(key) + value.encode()).decode())
 
     def delete(self, key: str) -> None:
         """Forget *key*; nothing happens if it is not there."""
-        self.inner.delete(key)
+        self.inner.delete(_sealed(key))
 
     def lock(self, key: str) -> AbstractContextManager[object]:
         """Return the lock of the inner store."""
-        return self.inner.lock(key)
+        return self.inner.lock(_sealed(key))
 
     def _fernet(self) -> MultiFernet:
         keys = _listed(self._keys()) if callable(self._keys) else self._keys
@@ -74,6 +74,11 @@ class EncryptedStore:
 
 def _listed(keys: Key | Iterable[Key]) -> list[Key]:
     return [keys] if isinstance(keys, (str, bytes)) else list(keys)
+
+
+def _sealed(key: str) -> str:
+    # A name of its own, so that who reads the inner store without the keys neither trips over it nor replaces it.
+    return f"sealed.{key}"
 
 
 def _name(key: str) -> bytes:

@@ -10,7 +10,7 @@ from finapi_session import FinapiSession, RedisStore, TokenEndpointError
 
 app = Celery("tasks", broker=os.environ["CELERY_BROKER"], backend=os.environ["CELERY_BACKEND"])
 passwords = json.loads(os.environ["FINAPI_PASSWORDS"])  # your vault
-client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"])))
+client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"], socket_timeout=5)))
 
 
 @app.task(autoretry_for=(TokenEndpointError,), retry_backoff=True)

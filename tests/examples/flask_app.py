@@ -10,7 +10,7 @@ from finapi_session import FinapiError, FinapiSession, RedisStore
 
 app = Flask(__name__)
 passwords = json.loads(os.environ["FINAPI_PASSWORDS"])  # your vault
-client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"])))
+client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"], socket_timeout=5)))
 
 
 @app.before_request

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 
 class DjangoCacheStore:
-    def __init__(self, cache: Any, lease: int = 120) -> None:
+    def __init__(self, cache: Any, lease: int = 150) -> None:
         self.cache, self.lease = cache, lease
 
     def get(self, key: str) -> Any:
@@ -24,15 +25,16 @@ class DjangoCacheStore:
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        name, until = self._name(key) + ".lock", time.monotonic() + 20
-        while not self.cache.add(name, "held", timeout=self.lease):
+        name, mine, until = self._name(key) + ".lock", uuid4().hex, time.monotonic() + 20
+        while not self.cache.add(name, mine, timeout=self.lease):
             if time.monotonic() > until:
                 raise TimeoutError("another process held the lock for 20 s")
             time.sleep(0.05)
         try:
             yield
         finally:
-            self.cache.delete(name)
+            if self.cache.get(name) == mine:  # else the lease has ended, and it is another one's
+                self.cache.delete(name)
 
     def _name(self, key: str) -> str:
         return f"finapi_session.{sha256(key.encode()).hexdigest()}"

@@ -24,12 +24,12 @@ def test_the_inner_store_sees_no_value(inner: MemoryStore) -> None:
     """What the inner store holds is ASCII, does not contain the value, and differs each time."""
     store = EncryptedStore(inner, NEW)
     store.set("key", "the secret")
-    first = inner.get("key")
+    first = inner.get("sealed.key")
     assert first is not None
     assert first.isascii()
     assert "secret" not in first
     store.set("key", "the secret")
-    assert inner.get("key") != first
+    assert inner.get("sealed.key") != first
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_no_key_opens_is_a_miss(
     inner: MemoryStore, caplog: pytest.LogCaptureFixture, found: str
 ) -> None:
     """It reads as ``None`` with one warning, which holds neither what was found nor the key."""
-    inner.set("the key", found)
+    inner.set("sealed.the key", found)
     with caplog.at_level(logging.WARNING, "finapi_session"):
         assert EncryptedStore(inner, NEW).get("the key") is None
     [record] = caplog.records
@@ -95,7 +95,7 @@ def test_values_cannot_be_swapped(inner: MemoryStore, caplog: pytest.LogCaptureF
     store = EncryptedStore(inner, NEW)
     store.set("alice", "her token")
     store.set("bob", "his token")
-    inner.set("bob", inner.get("alice") or "")
+    inner.set("sealed.bob", inner.get("sealed.alice") or "")
     assert store.get("bob") is None
     assert len(caplog.records) == 1
 
@@ -110,7 +110,7 @@ def test_bad_keys_are_refused_at_once(inner: MemoryStore, keys: str | bytes | li
 def test_the_lock_is_the_inner_stores(inner: MemoryStore) -> None:
     """Who holds the lock of the inner store excludes us."""
     inner.lock_timeout = 0.05
-    with inner.lock("key"), pytest.raises(TimeoutError), EncryptedStore(inner, NEW).lock("key"):
+    with inner.lock("sealed.key"), pytest.raises(TimeoutError), EncryptedStore(inner, NEW).lock("key"):
         raise AssertionError("two holders")
 
 
@@ -124,3 +124,15 @@ def test_it_pickles(inner: MemoryStore) -> None:
 def test_repr_shows_no_key(inner: MemoryStore) -> None:
     """The repr names the inner store only."""
     assert repr(EncryptedStore(inner, NEW)) == "EncryptedStore(<MemoryStore with 0 values>)"
+
+
+def test_who_has_no_keys_neither_reads_nor_replaces_what_is_sealed(inner: MemoryStore) -> None:
+    """A reader of the plain store works on names of its own, so encryption may be switched on while others run."""
+    sealed = EncryptedStore(inner, NEW)
+    sealed.set("key", "value")
+    assert inner.get("key") is None
+    inner.set("key", "plain")
+    assert sealed.get("key") == "value"
+    with sealed.lock("key"), inner.lock("key"):
+        sealed.delete("key")
+    assert (sealed.get("key"), inner.get("key")) == (None, "plain")
