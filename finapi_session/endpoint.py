@@ -96,7 +96,7 @@ class TokenEndpoint:
         self._retries = retries
         self._timeout = _shorter(timeout)
 
-    def fetch(self, credentials: Credentials, renewed: Token | None = None, *, patient: bool = True) -> Token:
+    def fetch(self, credentials: Credentials, renewed: Token | None = None, *, patient: bool) -> Token:
         """Ask for a token: by the refresh token of *renewed* if given, else by password, else for the client.
 
         What is passing is tried again if *patient*; a password only where finAPI surely did not judge it, since

@@ -30,7 +30,7 @@ from finapi_session import (
     UserLockedError,
 )
 
-from .loopback import Answer, Authority, Loopback
+from .loopback import Answer, Authority, Loopback, Sent
 
 SECRET, PASSWORD = "cliënt&=+% sécret/\"'", "pässword&=+% ☃/\"'"
 
@@ -129,6 +129,7 @@ SECOND_SHAPE = {"errors": [{"code": "some_code", "message": "it is so", "type": 
         (401, InvalidClientError),
         (403, AccessDeniedError),
         (423, UserLockedError),
+        (300, TokenEndpointError),
         (404, TokenEndpointError),
         (405, TokenEndpointError),
     ],
@@ -257,6 +258,29 @@ def test_what_came_with_the_token(
     authority.answers = [Answer(200, answer)]
     token = client.fetch_token()
     assert token.scope == "all" and token.lifetime == pytest.approx(lifetime)
+
+
+def test_an_expiry_counts_from_the_asking(client: FinapiSession, loopback: Loopback, authority: Authority) -> None:
+    """A slow answer makes no token live longer: its seconds began before the request was sent, at the latest."""
+
+    def slow(sent: Sent) -> Answer:
+        time.sleep(0.4)
+        return authority.token(sent)
+
+    loopback.routes["/oauth/token"] = slow
+    started = time.time()
+    token = client.fetch_token()
+    assert token.issued_at is not None and started <= token.issued_at < started + 0.3
+    assert token.lifetime == pytest.approx(3600)
+
+
+def test_a_refused_refresh_token_is_not_repeated(alice: FinapiSession, authority: Authority) -> None:
+    """What finAPI says of the refresh token that it refuses is told without it."""
+    alice.get("/api/v2/x")
+    authority.kill()
+    authority.answers = [Answer(403, {"error": "no", "error_description": "not with refresh-1"})]
+    with pytest.raises(AccessDeniedError, match=r"not with \[redacted\]"):
+        alice.get("/api/v2/x")
 
 
 def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority, loopback: Loopback) -> None:
