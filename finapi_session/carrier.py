@@ -10,9 +10,10 @@ from typing import Any
 
 import requests
 from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient
-from requests.adapters import BaseAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.auth import AuthBase
 from requests_oauthlib import OAuth2Session
+from urllib3.util import Retry
 
 from .grants import Credentials
 from .hidden import Hidden
@@ -35,8 +36,15 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         self._call: dict[str, Any] = {"headers": headers, "timeout": timeout}
 
     def get_adapter(self, url: str) -> BaseAdapter:
-        """Return the host's adapter, so that both share their connections."""
-        return self._host.get_adapter(url)
+        """Return the host's adapter, so that both share their connections, without retries of its own.
+
+        What may be sent again is for the endpoint to say: each wrong password counts.
+        """
+        adapter = self._host.get_adapter(url)
+        if isinstance(adapter, HTTPAdapter) and adapter.max_retries.total != 0:
+            shared, adapter = adapter, object.__new__(type(adapter))
+            adapter.__dict__.update(shared.__dict__, max_retries=Retry(0, read=False))
+        return adapter
 
     def ask(self, credentials: Credentials, renewed: Token | None, judge: Judge) -> dict[str, Any]:
         """Ask for a token, by the refresh token of *renewed* if given; *judge* sees the answer before it is parsed."""

@@ -19,7 +19,9 @@ _DESCRIPTIONS = ("error_description", "errorDescription", "description", "messag
 _LONGEST = 500
 # finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
 _NAMED_TOKEN = re.compile(r"(?i)\b(token|secret|password)(\s*[:=]\s*)[^\s\"'<>,;]+")
-_TOKENLIKE = re.compile(r"[A-Za-z0-9._~+/%-]{20,}=*")
+_TOKENLIKE = re.compile(r"(?=[A-Za-z._~+/%-]*[0-9])[A-Za-z0-9._~+/%-]{20,}=*|[A-Za-z._~+/%-]{40,}")
+# A code is words: it tells what to do next, however long it is and whatever password is one of its words.
+_CODE = re.compile(r"[A-Za-z]+(_[A-Za-z]+)*")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,10 @@ class Problem:
 def _said(source: Mapping[str, Any], secrets: tuple[str, ...], *names: str) -> str | None:
     """Return the first text of these names, without *secrets*."""
     value = next((source[name] for name in names if source.get(name)), None)
-    return redact(value, secrets) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return None
+    is_code = _CODE.fullmatch(value) and len(value) < 100 and value not in secrets
+    return value if is_code and not set(names) & set(_DESCRIPTIONS) else redact(value, secrets)
 
 
 def read_object(response: requests.Response) -> dict[str, Any]:
@@ -98,17 +103,18 @@ def printable(value: object) -> str | None:
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return *text* on one line, shortened, and :func:`censored`."""
-    return " ".join("".join(c if c.isprintable() else " " for c in censored(text, secrets)).split())[:_LONGEST]
+    """Return *text* on one line, shortened, :func:`censored`, and without what looks like a token."""
+    text = _TOKENLIKE.sub("[redacted]", censored(text, secrets))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST]
 
 
 def censored(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return *text* without *secrets* in any spelling, and without what looks like a token."""
+    """Return *text* without *secrets* in any spelling, and without what it calls a token, secret or password."""
     spellings = {spelling for secret in secrets if secret for spelling in _spellings(secret)}
     if spellings:
         longest_first = sorted(spellings, key=len, reverse=True)
         text = re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text, flags=re.IGNORECASE)
-    return _TOKENLIKE.sub("[redacted]", _NAMED_TOKEN.sub(r"\1\2[redacted]", text))
+    return _NAMED_TOKEN.sub(r"\1\2[redacted]", text)
 
 
 def _spellings(secret: str) -> tuple[str, ...]:
@@ -152,5 +158,5 @@ def _bare(response: requests.Response, tokens: Iterable[str]) -> requests.Respon
     for name, value in response.headers.items():
         if name.lower() != "set-cookie":
             bare.headers[name] = censored(value, tokens)
-    bare._content = censored(_text(response), tokens).encode()
+    bare._content, bare._content_consumed = censored(_text(response), tokens).encode(), True
     return bare

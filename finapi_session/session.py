@@ -133,7 +133,7 @@ class FinapiSession(requests.Session):
         session.__dict__.update(self.__dict__)
         session.headers, session.cookies = self.headers.copy(), RequestsCookieJar()
         session.proxies, session.params = dict(self.proxies), dict(self.params)
-        session.hooks = {event: list(hooks) for event, hooks in self.hooks.items()}
+        session.hooks = {event: copy.copy(hooks) for event, hooks in self.hooks.items()}
         session._parent = self._parent or self
         session._own = self._source(identity)
         session.auth = BearerAuth(session._own, self.environment)
@@ -281,6 +281,8 @@ def _timeout(given: Timeout) -> Timeout:
 
 def _retry(given: Retry | int) -> Retry:
     if isinstance(given, Retry):
+        if given.total is None:
+            raise ValueError("retries must have a total: the other counts of a Retry are not used")
         return given
     if isinstance(given, bool) or not isinstance(given, int) or given < 0:
         raise ValueError(f"retries must be a urllib3 Retry or a count from 0 up, not {given!r}")

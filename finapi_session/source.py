@@ -86,9 +86,10 @@ class TokenSource:
         self._standstill: tuple[int, float] | None = None
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
         self._locks: dict[int, threading.Lock] = {}
+        self._whose_turn: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_locks": {}, "_failure": None}
+        return {**self.__dict__, "_locks": {}, "_failure": None, "_whose_turn": None}
 
     @property
     def held(self) -> Token | None:
@@ -113,14 +114,14 @@ class TokenSource:
         other = self._other_than(rejected)
         if other is not None:
             return other
-        with self._turn():
+        with self._turn() as entered:
             other = self._other_than(rejected)
             if other is not None:
                 return other
             need = self._need(rejected)
             if self._stands_still(rejected):
                 return self._find(need)
-            token = self._obtain(need)
+            token = self._obtain(need, entered)
             if token.authorization != rejected:
                 return token
             self._stand_still(rejected, "finAPI gives the rejected token again")
@@ -148,7 +149,7 @@ class TokenSource:
         *bearer* is the client's; without it the token, being the client's own, proves itself. Raises
         :class:`RevocationError` and keeps the token, so that it can be tried again.
         """
-        with self._turn(sharing=False):
+        with self._turn():
             credentials = self.identity.credentials()
             key = self._key(credentials)
             with self._ledger.lock(key):
@@ -159,11 +160,11 @@ class TokenSource:
                 self._record, self._held, self._standstill = Record(), None, None
 
     def _token_in_turn(self) -> Token:
-        with self._turn():
+        with self._turn() as entered:
             held = self._held
             if held is not None and not held.token.expired(time.time()):
                 return held.token
-            return self._obtain(self._need())
+            return self._obtain(self._need(), entered)
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
@@ -172,7 +173,7 @@ class TokenSource:
             return
         try:
             if self._held is held:
-                self._obtain(self._need(early=True))
+                self._obtain(self._need(early=True), time.monotonic())
         except Exception as error:
             retry_after = error.retry_after if isinstance(error, FinapiError) else None
             self._held = _Held(held.token, self._next_try(held.token, retry_after))
@@ -191,11 +192,16 @@ class TokenSource:
         credentials = self.identity.credentials()
         return _Need(credentials, self._key(credentials), rejected, early)
 
-    def _obtain(self, need: _Need) -> Token:
-        """Take a usable token from the store, else ask finAPI for one; one process at a time."""
+    def _obtain(self, need: _Need, entered: float) -> Token:
+        """Take a usable token from the store, else ask finAPI for one; one process at a time.
+
+        Who *entered* (monotonic seconds) while another thread failed shares its error.
+        """
         found = self._find(need)
         if found is not None:
             return found
+        if self._failure is not None and self._failure.answers(entered):
+            raise self._failure.error.again()
         with self._ledger.lock(need.key):
             stored = self._ledger.load(need.key)
             known = self._newest(stored, need.credentials)
@@ -217,7 +223,9 @@ class TokenSource:
     def _newest(self, stored: Record, credentials: Credentials) -> Record:
         """Return the newer one of what is stored for this very password and what is held."""
         ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
-        return stored if ours and stored.token is not None and stored.serial >= self._record.serial else self._record
+        if not ours or stored.token is None or stored.serial < self._record.serial:
+            return self._record
+        return self._record if _outlives(self._record.token, stored.token) else stored
 
     def _serves(self, record: Record, need: _Need) -> bool:
         now, token = time.time(), record.token
@@ -244,13 +252,13 @@ class TokenSource:
         if refusal is not None and (refusal.until is not None or not refreshable):
             raise refusal.to_error()
         try:
-            token = self._exchange(need, known.token, refusal)
+            token = self._exchange(need, stored, known.token, refusal)
         except TokenError as error:
-            self._keep_refusal(need, stored, known.token, error)
+            self._keep_refusal(need, error)
             raise
         return self._keep(need, stored, known, token)
 
-    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
+    def _exchange(self, need: _Need, stored: Record, last: Token | None, refusal: Refusal | None) -> Token:
         """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
         credentials, patient = need.credentials, not need.early
         if credentials.username is None:
@@ -261,6 +269,8 @@ class TokenSource:
                 return self._endpoint.fetch(credentials, last, patient=patient)
             except (InvalidGrantError, InvalidClientError) as error:
                 refused = error
+                if isinstance(error, InvalidGrantError) or error.code == "invalid_token":
+                    self._spend(need, stored, last)
         if refusal is not None:
             raise refusal.to_error()
         if credentials.password is None:
@@ -285,19 +295,22 @@ class TokenSource:
         self._unproven = hash(token.authorization)
         return self._hold(record)
 
-    def _keep_refusal(self, need: _Need, stored: Record, last: Token | None, error: TokenError) -> None:
-        """Keep *error* if finAPI judged, for all processes; a refresh token that it refused goes."""
+    def _spend(self, need: _Need, stored: Record, last: Token) -> None:
+        """Drop the refresh token of *last*, which finAPI refused; the access token may be good still."""
+        spent = replace(last, refresh_token=None)
+        self._record = replace(self._record, token=spent)
+        if stored.token == last:
+            self._ledger.save(need.key, stored.next(time.time(), token=spent))
+
+    def _keep_refusal(self, need: _Need, error: TokenError) -> None:
+        """Keep *error* if finAPI judged, for all processes; a wrong password for good."""
         if error.status is None or isinstance(error, TokenEndpointError):
             return
-        now, fingerprint = time.time(), need.credentials.fingerprint
-        wrong = isinstance(error, InvalidGrantError) or error.status == 400
-        refusal = Refusal.of(error, for_good=wrong and need.credentials.password is not None, now=now)
-        token = stored.token
-        if wrong and last is not None:
-            spent = replace(last, refresh_token=None)
-            token = spent if token == last else token
-            self._record = replace(self._record, token=spent)
-        self._ledger.save(need.key, stored.next(now, token=token, refusals=stored.refused(fingerprint, refusal)))
+        now, stored = time.time(), self._ledger.load(need.key)
+        wrong = isinstance(error, InvalidGrantError) and need.credentials.password is not None
+        refusal = Refusal.of(error, for_good=wrong, now=now)
+        refusals = stored.refused(need.credentials.fingerprint, refusal)
+        self._ledger.save(need.key, stored.next(now, refusals=refusals))
 
     def _other_than(self, rejected: Bearer) -> Token | None:
         held = self._held
@@ -324,17 +337,18 @@ class TokenSource:
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
     @contextmanager
-    def _turn(self, sharing: bool = True) -> Iterator[None]:
-        """Let one thread of this process at a time go on; those who waited while it failed share its error."""
-        entered, lock = time.monotonic(), self._lock()
+    def _turn(self) -> Iterator[float]:
+        """Let one thread of this process at a time go on, and tell when it came (monotonic seconds)."""
+        entered, lock, me = time.monotonic(), self._lock(), (os.getpid(), threading.get_ident())
+        if self._whose_turn == me:
+            raise RuntimeError("on_event must not ask for a token while one is being asked for")
         if not lock.acquire(timeout=TURN):
             raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
+        self._whose_turn = me
         try:
-            failure = self._failure
-            if sharing and failure is not None and failure.answers(entered):
-                raise failure.error.again()
-            yield
+            yield entered
         finally:
+            self._whose_turn = None
             lock.release()
 
 
@@ -345,6 +359,15 @@ class _Need(NamedTuple):
     key: str
     rejected: Bearer | None
     early: bool
+
+
+def _outlives(held: Token | None, stored: Token) -> bool:
+    """Tell whether *held* is of use and *stored*, although kept later, is another one that is spent."""
+    if held is None or held.access_token == stored.access_token:
+        return False
+    now = time.time()
+    useful, usable = (token.refresh_token is not None or not token.expired(now) for token in (held, stored))
+    return useful and not usable
 
 
 def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:

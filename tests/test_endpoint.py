@@ -439,6 +439,29 @@ def test_an_endpoint_that_is_down_for_good(client: FinapiSession, authority: Aut
     assert len(authority.calls) == 4
 
 
+@pytest.mark.parametrize("answer", [Answer(500), Answer(drop=True)], ids=["500", "dropped"])
+@pytest.mark.parametrize("total", [3, None])
+def test_retries_of_an_adapter_are_not_for_token_calls(
+    total: int | None, answer: Answer, client: FinapiSession, alice: FinapiSession, authority: Authority
+) -> None:
+    """An adapter that sends again what failed does so for API calls: a password that may have counted goes out once."""
+    again = Retry(total, read=3, status=3, status_forcelist=[500], allowed_methods=None)
+    client.mount("https://", HTTPAdapter(max_retries=again))
+    authority.answers = [answer] * 4
+    with pytest.raises(TokenEndpointError):
+        alice.get("/api/v2/x")
+    assert len(authority.calls) == 1
+    authority.answers.clear()
+    assert alice.get("/api/v2/x").ok
+    assert client.get_adapter("https://x").max_retries is again  # type: ignore[attr-defined]
+
+
+def test_a_policy_without_a_total_is_refused() -> None:
+    """The finer counts of a Retry are not used here, so one that has no other bound is none."""
+    with pytest.raises(ValueError, match="retries must have a total"):
+        FinapiSession("id", "secret", retries=Retry(total=None, connect=3))
+
+
 def test_a_policy_of_the_callers(loopback: Loopback, authority: Authority) -> None:
     """`retries` as a count, 0 included, is how often what is passing is tried again."""
     for count in (0, 2):

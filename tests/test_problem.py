@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 
 import pytest
@@ -92,6 +93,29 @@ def test_the_message_says_what_to_do(status: int, advice: str) -> None:
     with pytest.raises(ApiError, match=advice) as caught:
         raise_for_error(answer(status, b'{"errors": [{"code": "BRAND_NEW", "message": "m"}]}'))
     assert caught.value.code == "BRAND_NEW"
+
+
+CODES = ["ADDITIONAL_AUTHENTICATION_REQUIRED", "INSUFFICIENT_CREDENTIALS", "BANK_SERVER_REJECTION"]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_long_codes_and_what_they_ask_for_are_whole(code: str) -> None:
+    """Code and body tell how to go on: no length makes a token of a code, a key, a hash or a number."""
+    more = {"multiStepAuthentication": {"hash": "0123456789abcdef0123456789abcdef", "number": 12345678901234567890}}
+    body = {"errors": [{"code": code, "type": "TECHNICAL_OR_BUSINESS_KIND", "message": "m", **more}]}
+    with pytest.raises(ApiError) as caught:
+        raise_for_error(answer(510, json.dumps(body).encode()))
+    error = caught.value
+    assert (error.code, error.errors[0].type) == (code, "TECHNICAL_OR_BUSINESS_KIND")
+    assert error.response.json() == body
+    with error.response as response:
+        assert b"".join(response.iter_content()) == response.content
+
+
+def test_a_code_that_is_a_secret_is_redacted_and_one_that_has_its_letters_is_not() -> None:
+    """The password "grant" does not hide invalid_grant, and is not shown where finAPI repeats it."""
+    for said, code in (("invalid_grant", "invalid_grant"), ("grant", "[redacted]")):
+        assert Problem.of(answer(400, json.dumps({"error": said}).encode()), ("grant",)).code == code
 
 
 def test_it_is_an_http_error_like_any_other() -> None:

@@ -24,9 +24,11 @@ from finapi_session import (
     MemoryStore,
     Token,
     TokenEndpointError,
+    TokenError,
     TokenEvent,
     UserLockedError,
 )
+from finapi_session.events import Journal
 from finapi_session.testing import Sandbox
 
 ECHO = "/api/v2/tests/echo"
@@ -592,17 +594,91 @@ def test_a_refresh_token_that_was_refused_is_never_sent_again(sandbox: Sandbox) 
     assert sandbox.count(CALLS) == before + 1
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, "invalid_grant"), (400, "invalid_client"), (400, None)])
+@pytest.mark.parametrize(("status", "code"), [(401, "invalid_grant"), (400, None)])
 def test_a_password_is_refused_for_good_by_status_or_code(status: int, code: str | None, sandbox: Sandbox) -> None:
     """A 400, and the code invalid_grant at whatever status, may be the user's password: it is not sent again."""
     alice = sandbox.session("alice")
     sandbox.answer_next(status, body={"error": code} if code else {}, path=CALLS)
     with frozen(time.time()) as clock:
         for _ in range(3):
-            with pytest.raises((InvalidGrantError, InvalidClientError)):
+            with pytest.raises(InvalidGrantError):
                 alice.fetch_token()
             clock.tick(61)
     assert sandbox.count(CALLS) == 1
+
+
+@pytest.mark.parametrize("password", [None, "her-password"], ids=["without a password", "with one"])
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_suspended_client_costs_no_user_her_login(status: int, password: str | None, sandbox: Sandbox) -> None:
+    """While finAPI refuses the client, a refresh token and a password are not to blame, and work again afterwards."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice = sandbox.session(store=store).user("alice", password)
+    warm(alice)
+    sandbox.revoke_tokens()
+    sandbox.answer_next(status, body={"error": "invalid_client"}, path=CALLS, times=2)
+    with pytest.raises(InvalidClientError):
+        alice.get(ECHO)
+    sandbox._traffic.clear()
+    with frozen(time.time() + 61):
+        warm(alice)
+    assert next(call.grant_type for call in sandbox.calls if call.grant_type) == "refresh_token"
+
+
+@pytest.mark.parametrize("answer", [500, 423, "drop"])
+def test_a_refused_refresh_token_goes_whatever_comes_of_the_password(answer: Any, sandbox: Sandbox) -> None:
+    """Each refresh token is refused once: the password that fails after it does not bring it back."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    sandbox.revoke_tokens(refresh=True)
+    sandbox.answer_next(answer, path=CALLS, grant_type="password", times=3)
+    for elapsed in (0, 61, 122):
+        with frozen(time.time() + elapsed), pytest.raises(TokenError):
+            alice.get(ECHO)
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+
+
+def test_a_new_token_beats_what_is_left_of_a_spent_one(sandbox: Sandbox) -> None:
+    """After a login was required, the token that the caller brings is used, although the refusal was kept later."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    cron = sandbox.session(store=store).user("alice")
+    warm(cron)
+    sandbox.revoke_tokens(refresh=True)
+    new = sandbox.session("alice").fetch_token()
+    with pytest.raises(LoginRequiredError):
+        cron.get(ECHO)
+    with frozen(time.time() + 3601):
+        alice = FinapiSession(
+            sandbox.client_id,
+            sandbox.client_secret,
+            username="alice",
+            environment=sandbox.environment,
+            store=store,
+            token=replace(new, expires_at=time.time() + 60),
+        )
+        assert alice.fetch_token().access_token == new.access_token
+
+
+def test_a_listener_that_asks_for_a_token_hangs_nobody(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """`on_event` is told while the token is being made, so it cannot have one: that is said at once."""
+    session = sandbox.session(on_event=lambda _: session.fetch_token())
+    _, seconds = herd(1, lambda: session.get(ECHO))
+    assert seconds[0] < 5 and "on_event raised RuntimeError" in caplog.text
+    session._journal = session._own._journal = Journal(sandbox.base_url)
+
+
+def test_what_a_sibling_stored_is_taken_while_finapi_wants_no_calls(sandbox: Sandbox) -> None:
+    """A long `Retry-After` is for asking finAPI, not for looking into the store."""
+    store = MemoryStore()
+    ours = sandbox.session("alice", store=store)
+    sandbox.answer_next(429, headers={"Retry-After": "300"}, path=CALLS)
+    for _ in range(2):
+        with pytest.raises(TokenEndpointError):
+            ours.get(ECHO)
+    warm(sandbox.session("alice", store=store))
+    warm(ours)
+    assert sandbox.count(CALLS) == 2
 
 
 def test_a_user_without_anything_must_log_in(sandbox: Sandbox) -> None:

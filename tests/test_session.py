@@ -179,6 +179,15 @@ def test_fetch_token_serves_others(sandbox: Sandbox) -> None:
         assert other.get(f"{sandbox.base_url}{ECHO}", headers=headers).json()["kind"] == "user"
 
 
+def test_a_user_takes_over_a_hook_that_is_no_list(sandbox: Sandbox) -> None:
+    """requests takes a function where it documents a list, and so do users' sessions."""
+    seen = []
+    with sandbox.session() as client:
+        client.hooks["response"] = lambda response, **_: seen.append(response.status_code)
+        client.user("alice", "her-password").get(ECHO)
+    assert seen == [200]
+
+
 def test_users_have_settings_of_their_own(sandbox: Sandbox) -> None:
     """A user's session starts with the parent's settings; changing them leaves the parent's as they are."""
     with sandbox.session() as client:
