@@ -10,6 +10,7 @@ from typing import Any
 
 from .events import Journal
 from .record import Record
+from .standing import Standing
 from .stores.protocol import TokenStore
 
 # What is remembered for a store that fails later: enough for the identities of a busy process.
@@ -35,6 +36,14 @@ class Ledger:
         self._remembered: OrderedDict[str, Record] = OrderedDict()
         self._unsaved: set[str] = set()
         self._failing: set[str] = set()
+        self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
+
+    def standing(self, key: str, fingerprint: str) -> Standing:
+        """Return how this process stands with finAPI over the identity of *key* and its password."""
+        standing = self._standings.setdefault((key, fingerprint), Standing())
+        if len(self._standings) > _MOST_REMEMBERED:
+            self._standings.popitem(last=False)
+        return standing
 
     def load(self, key: str) -> Record:
         """Return the record under *key*, an empty one if there is none."""

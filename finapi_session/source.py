@@ -25,15 +25,9 @@ from .events import Journal
 from .grants import Credentials, Identity
 from .ledger import Ledger
 from .record import Record, Refusal
+from .standing import STANDSTILL, TURN, Failure, Standing
 from .tokens import Bearer, Token
 
-#: Seconds that a thread waits for another one of its process that is renewing. The other may wait for the
-#: store's lock (20 s), then for two token calls of 70 s each at the very worst (see ``endpoint.PATIENCE``).
-TURN = 160.0
-#: Seconds for which a token is not renewed again after finAPI rejected what it had just given.
-STANDSTILL = 30.0
-# So many new tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
-_STRIKES = 2
 _LAST_SECOND = 1.0
 # finAPI's wish not to be called is heeded for so many seconds at a time: it may be a mistake.
 _LONGEST_REST = 300.0
@@ -44,18 +38,6 @@ class _Held(NamedTuple):
 
     token: Token
     fresh_until: float
-
-
-class _Failure(NamedTuple):
-    """The last token call that failed: when (monotonic seconds), and for how long finAPI wants no other."""
-
-    error: FinapiError
-    at: float
-    rest: float
-
-    def answers(self, entered: float) -> bool:
-        """Tell whether it is the answer for who came at *entered*: before it failed, or before the rest is over."""
-        return 0 < self.at + self.rest - entered <= TURN + self.rest
 
 
 class TokenSource:
@@ -80,16 +62,13 @@ class TokenSource:
         self._leeway = leeway
         self._record = Record(token, (token and token.issued_at) or 0.0)
         self._held: _Held | None = None
-        self._failure: _Failure | None = None
-        self._strikes = 0
-        self._unproven: int | None = None
-        self._standstill: tuple[int, float] | None = None
+        self._standing = Standing()
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
         self._locks: dict[int, threading.Lock] = {}
         self._whose_turn: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_locks": {}, "_failure": None, "_whose_turn": None}
+        return {**self.__dict__, "_locks": {}, "_whose_turn": None}
 
     @property
     def held(self) -> Token | None:
@@ -119,7 +98,7 @@ class TokenSource:
             if other is not None:
                 return other
             need = self._need(rejected)
-            if self._stands_still(rejected):
+            if self._standing.stands_still(rejected):
                 return self._find(need)
             token = self._obtain(need, entered)
             if token.authorization != rejected:
@@ -129,18 +108,11 @@ class TokenSource:
 
     def accepted(self) -> None:
         """Note that the API took a token of ours."""
-        self._strikes = 0
+        self._standing.accepted()
 
     def rejected(self, token: Token) -> None:
-        """Note that the API rejected *token*, had in place of another rejected one.
-
-        That tells something only of a token that finAPI has just given, and only once.
-        """
-        if hash(token.authorization) != self._unproven:
-            return
-        self._unproven = None
-        self._strikes += 1
-        if self._strikes >= _STRIKES:
+        """Note that the API rejected *token*, had in place of another rejected one."""
+        if self._standing.rejected(token.authorization):
             self._stand_still(token.authorization, "the API rejects what finAPI gives")
 
     def revoke(self, bearer: AuthBase | None = None) -> None:
@@ -157,7 +129,8 @@ class TokenSource:
                 if token is not None and (token.refresh_token or not token.expired(time.time())):
                     self._endpoint.revoke(str(self.identity), token, bearer)
                 self._ledger.forget(key)
-                self._record, self._held, self._standstill = Record(), None, None
+                self._record, self._held = Record(), None
+                self._standing.go_on()
 
     def _token_in_turn(self) -> Token:
         with self._turn() as entered:
@@ -168,19 +141,21 @@ class TokenSource:
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
-        lock = self._lock()
-        if not lock.acquire(blocking=False):
+        if time.time() < self._standing.early_from:
             return
+        with _unless_taken(self._standing.early()) as first, _unless_taken(self._lock()) as free:
+            if first and free and self._held is held:
+                self._try_early(held)
+
+    def _try_early(self, held: _Held) -> None:
         try:
-            if self._held is held:
-                self._obtain(self._need(early=True), time.monotonic())
+            self._obtain(self._need(early=True), time.monotonic())
         except Exception as error:
             retry_after = error.retry_after if isinstance(error, FinapiError) else None
-            self._held = _Held(held.token, self._next_try(held.token, retry_after))
+            self._standing.early_from = self._next_try(held.token, retry_after)
+            self._held = _Held(held.token, self._standing.early_from)
             reason = f"{type(error).__name__} before expiry: the token held goes on"
             self._journal.tell("decided", str(self.identity), reason=reason)
-        finally:
-            lock.release()
 
     def _next_try(self, token: Token, retry_after: float | None) -> float:
         """Return when to try again in the soft window: waiting as long as it has lasted, some six times in all."""
@@ -190,7 +165,9 @@ class TokenSource:
 
     def _need(self, rejected: Bearer | None = None, early: bool = False) -> _Need:
         credentials = self.identity.credentials()
-        return _Need(credentials, self._key(credentials), rejected, early)
+        key = self._key(credentials)
+        self._standing = self._ledger.standing(key, credentials.fingerprint)
+        return _Need(credentials, key, rejected, early)
 
     def _obtain(self, need: _Need, entered: float) -> Token:
         """Take a usable token from the store, else ask finAPI for one; one process at a time.
@@ -200,19 +177,20 @@ class TokenSource:
         found = self._find(need)
         if found is not None:
             return found
-        if self._failure is not None and self._failure.answers(entered):
-            raise self._failure.error.again()
         with self._ledger.lock(need.key):
             stored = self._ledger.load(need.key)
             known = self._newest(stored, need.credentials)
             if self._serves(known, need):
                 return self._adopt(known)
+            failure = self._standing.failure
+            if failure is not None and failure.answers(entered):
+                raise failure.error.again()
             try:
                 return self._ask(need, stored, known)
             except TokenError as error:
                 if not need.early:
                     rest = min(error.retry_after or 0.0, _LONGEST_REST)
-                    self._failure = _Failure(error.again(), time.monotonic(), rest)
+                    self._standing.failure = Failure(error.again(), time.monotonic(), rest)
                 raise
 
     def _find(self, need: _Need) -> Token | None:
@@ -241,7 +219,7 @@ class TokenSource:
 
     def _hold(self, record: Record) -> Token:
         assert record.token is not None
-        self._failure = None
+        self._standing.failure = None
         self._record, self._held = record, _Held(record.token, record.fresh_until(self._leeway))
         return record.token
 
@@ -292,7 +270,7 @@ class TokenSource:
             refusals=stored.refusals,
         )
         self._ledger.save(need.key, record)
-        self._unproven = hash(token.authorization)
+        self._standing.given(token.authorization)
         return self._hold(record)
 
     def _spend(self, need: _Need, stored: Record, last: Token) -> None:
@@ -319,16 +297,10 @@ class TokenSource:
         return held.token
 
     def _stand_still(self, rejected: Bearer, reason: str) -> None:
-        self._standstill = (hash(rejected), time.time() + STANDSTILL)
+        self._standing.stand_still(rejected)
         self._journal.tell(
             "decided", str(self.identity), reason=f"{reason}: it is not renewed again for {STANDSTILL:.0f} s"
         )
-
-    def _stands_still(self, rejected: Bearer) -> bool:
-        if self._standstill is None:
-            return False
-        standing, until = self._standstill
-        return standing == hash(rejected) and 0 < until - time.time() <= STANDSTILL
 
     def _key(self, credentials: Credentials) -> str:
         return credentials.key(self._endpoint.environment.token_url)
@@ -359,6 +331,16 @@ class _Need(NamedTuple):
     key: str
     rejected: Bearer | None
     early: bool
+
+
+@contextmanager
+def _unless_taken(lock: threading.Lock) -> Iterator[bool]:
+    taken = lock.acquire(blocking=False)
+    try:
+        yield taken
+    finally:
+        if taken:
+            lock.release()
 
 
 def _outlives(held: Token | None, stored: Token) -> bool:

@@ -782,9 +782,9 @@ def test_a_retry_after_of_years_is_not_obeyed_for_years(monkeypatch: pytest.Monk
     session, _ = _session(lambda _: answers.pop(0))
     with pytest.raises(TokenEndpointError):
         session.fetch_token()
-    failure = session._own._failure
+    failure = session._own._standing.failure
     assert failure is not None
-    session._own._failure = failure._replace(at=failure.at - 3600)
+    session._own._standing.failure = failure._replace(at=failure.at - 3600)
     assert session.fetch_token().access_token == "t-1"
 
 

@@ -776,7 +776,7 @@ def test_a_remembered_failure_holds_no_frames(stage: Sandbox, hunt: Hunt) -> Non
     stage.client_secret = "another"
     client = _client(stage, client_secret=CLIENT_SECRET)
     hunt.attempt(client.fetch_token, TokenError)
-    failure = client._own._failure
+    failure = client._own._standing.failure
     assert failure is not None and failure.error.__traceback__ is None
 
 

@@ -218,6 +218,48 @@ def test_a_herd_shares_one_failure(sandbox: Sandbox) -> None:
     assert max(seconds) < 2
 
 
+# --- a user session for each request -----------------------------------------------------------------------------
+
+
+def test_short_lived_sessions_heed_what_finapi_asked_of_another(sandbox: Sandbox) -> None:
+    """A long `Retry-After` rests the token calls of all sessions of a user, not only of the one that heard it."""
+    client = sandbox.session()
+    sandbox.answer_next(429, headers={"Retry-After": "300"}, path=CALLS, times=99)
+    for _ in range(10):
+        with pytest.raises(TokenEndpointError):
+            client.user("alice", lambda: "her-password").get(ECHO)
+    assert sandbox.count(CALLS) == 1
+
+
+def test_short_lived_sessions_share_a_standstill(sandbox: Sandbox) -> None:
+    """An API that rejects every token costs ten sessions of a user what it costs one."""
+    client = sandbox.session()
+    sandbox.answer_next(401, path=ECHO, times=99)
+    for _ in range(10):
+        assert client.user("alice", "her-password").get(ECHO).status_code == 401
+    assert sandbox.count(CALLS) <= 3 and sandbox.count(ECHO) <= 20
+
+
+def test_short_lived_sessions_do_not_queue_before_expiry(sandbox: Sandbox) -> None:
+    """While the endpoint hangs and fails in the soft window, one session tries, and the others go on at once."""
+    client = sandbox.session()
+    alice = client.user("alice", "her-password")
+    warm(alice)
+    in_soft_window(alice, left=59)
+    sandbox.latency = {CALLS: 0.5}
+    sandbox.answer_next(503, path=CALLS, times=99)
+
+    def request() -> Any:
+        user = client.user("alice", "her-password")
+        user.get(ECHO)
+        return user.get(ECHO)
+
+    results, seconds = herd(8, request)
+    assert statuses(results) == {200} and sandbox.count(CALLS) == 2
+    assert sorted(seconds)[-2] < 0.45 < sorted(seconds)[-1]
+    assert request().status_code == 200 and sandbox.count(CALLS) == 2
+
+
 # --- the soft window --------------------------------------------------------------------------------------------
 
 
@@ -818,7 +860,7 @@ def test_why_a_token_is_not_renewed_is_told(session: FinapiSession, sandbox: San
         session.get(ECHO)
     held = session.fetch_token()
     sandbox.answer_next(200, body={"access_token": held.access_token, "expires_in": 3600}, path=CALLS)
-    session._own._standstill = None
+    session._own._standing.go_on()
     session.get(ECHO)
     assert {event.identity for event in events} == {str(session._own.identity)}
     assert [event.reason for event in events if event.kind == "decided"] == [

@@ -1,0 +1,88 @@
+"""How a process stands with finAPI over one identity: what its sources must know of each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from typing import NamedTuple
+
+from .errors import FinapiError
+
+#: Seconds that a thread waits for another one of its process that is renewing. The other may wait for the
+#: store's lock (20 s), then for two token calls of 70 s each at the very worst (see ``endpoint.PATIENCE``).
+TURN = 160.0
+#: Seconds for which a token is not renewed again after finAPI rejected what it had just given.
+STANDSTILL = 30.0
+# So many new tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
+_STRIKES = 2
+
+
+class Failure(NamedTuple):
+    """The last token call that failed: when (monotonic seconds), and for how long finAPI wants no other."""
+
+    error: FinapiError
+    at: float
+    rest: float
+
+    def answers(self, entered: float) -> bool:
+        """Tell whether it is the answer for who came at *entered*: before it failed, or before the rest is over."""
+        return 0 < self.at + self.rest - entered <= TURN + self.rest
+
+
+class Standing:
+    """Shared by all sources of an identity with the same password, however short they live. A copy starts anew."""
+
+    __slots__ = ("failure", "early_from", "_renewing_early", "_strikes", "_unproven", "_standstill")
+
+    def __init__(self) -> None:
+        self.failure: Failure | None = None
+        #: Epoch seconds before which no early renewal is tried again.
+        self.early_from = -math.inf
+        # By process, so that a forked child never meets a lock that a thread of its parent holds.
+        self._renewing_early: dict[int, threading.Lock] = {}
+        self._strikes = 0
+        self._unproven: int | None = None
+        self._standstill: tuple[int, float] | None = None
+
+    def __reduce__(self) -> tuple[type[Standing], tuple[()]]:
+        return Standing, ()
+
+    def early(self) -> threading.Lock:
+        """Return the lock of who renews early."""
+        return self._renewing_early.setdefault(os.getpid(), threading.Lock())
+
+    def given(self, bearer: str) -> None:
+        """Note that finAPI has just given the token of *bearer*."""
+        self._unproven = hash(bearer)
+
+    def accepted(self) -> None:
+        """Note that the API took a token."""
+        self._strikes = 0
+
+    def rejected(self, bearer: str) -> bool:
+        """Note that the API rejected *bearer*, had in place of another rejected one; tell whether that is enough.
+
+        That tells something only of a token that finAPI has just given, and only once.
+        """
+        if hash(bearer) != self._unproven:
+            return False
+        self._unproven = None
+        self._strikes += 1
+        return self._strikes >= _STRIKES
+
+    def stand_still(self, bearer: str) -> None:
+        """Let the token of *bearer*, which the API rejects, not be renewed for :data:`STANDSTILL` seconds."""
+        self._standstill = (hash(bearer), time.time() + STANDSTILL)
+
+    def stands_still(self, bearer: str) -> bool:
+        """Tell whether that is so; a clock that was set back does not prolong it."""
+        if self._standstill is None:
+            return False
+        standing, until = self._standstill
+        return standing == hash(bearer) and 0 < until - time.time() <= STANDSTILL
+
+    def go_on(self) -> None:
+        """Forget the standstill."""
+        self._standstill = None
