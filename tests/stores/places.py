@@ -12,9 +12,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import TYPE_CHECKING, Any
 
 from finapi_session import EncryptedStore, FileStore, RedisStore, SQLStore
@@ -51,7 +52,8 @@ def engine(url: str, pool_size: int = 5) -> Engine:
 
 
 def _readers_do_not_wait(connection: Any, record: object) -> None:
-    with closing(connection.execute("PRAGMA journal_mode=WAL")):
+    # Whoever comes first makes the switch for all; SQLite lets those who come meanwhile not wait for it.
+    with suppress(OperationalError), closing(connection.execute("PRAGMA journal_mode=WAL")):
         pass
 
 

@@ -87,7 +87,7 @@ def _bare_keyring(store: Any) -> Callable[[], object]:
 
 def _bare_fernet(store: Any) -> Callable[[], object]:
     inner, fernet = store.inner, store._fernet()
-    return lambda: fernet.decrypt((inner.get(KEY) or "").encode())
+    return lambda: fernet.decrypt((inner.get(f"sealed.{KEY}") or "").encode())
 
 
 def _bare_memory(store: Any) -> Callable[[], object]:
