@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class RedisStore:
     """Keeps each value under ``<prefix>token:<key>`` over the caller's own redis-py connection.
 
-    TLS, Sentinel, Cluster, passwords and retries are the client's matter; whatever it raises is raised.
+    TLS, Sentinel, Cluster, passwords, retries and timeouts are the client's matter; whatever it raises is raised.
+    Give it a ``socket_timeout``: some versions of redis-py wait for ever without one.
     ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``. ``lease`` is how many
     seconds a lock lasts at most: Redis frees the lock of a killed holder then, so it must be longer than the
     longest token call (about 90 s).
