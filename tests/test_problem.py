@@ -95,7 +95,7 @@ def test_the_message_says_what_to_do(status: int, advice: str) -> None:
     assert caught.value.code == "BRAND_NEW"
 
 
-CODES = ["ADDITIONAL_AUTHENTICATION_REQUIRED", "INSUFFICIENT_CREDENTIALS", "BANK_SERVER_REJECTION"]
+CODES = ["ADDITIONAL_AUTHENTICATION_REQUIRED", "BANK_SERVER_REJECTION", "A_CODE_OF_FORTY_CHARACTERS_AND_THEN_SOME_MORE"]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -107,9 +107,8 @@ def test_long_codes_and_what_they_ask_for_are_whole(code: str) -> None:
         raise_for_error(answer(510, json.dumps(body).encode()))
     error = caught.value
     assert (error.code, error.errors[0].type) == (code, "TECHNICAL_OR_BUSINESS_KIND")
-    assert error.response.json() == body
     with error.response as response:
-        assert b"".join(response.iter_content()) == response.content
+        assert json.loads(b"".join(response.iter_content())) == response.json() == body
 
 
 def test_a_code_that_is_a_secret_is_redacted_and_one_that_has_its_letters_is_not() -> None:
