@@ -88,8 +88,9 @@ def test_a_failing_endpoint_costs_no_call_while_the_token_is_good(
 
 def test_a_user_session_is_light() -> None:
     """One of many user sessions takes at most 4 kB, and at most 200 µs to make."""
-    memory, _ = rows.user_sessions(Ours, 1000)
-    assert memory <= 4096
+    # In a process of its own: where classes have seen much, Python shares the keys of their instances no more.
+    code = "from tests.bench import peers, rows; print(rows.user_sessions(peers.Ours, 1000)[0])"
+    assert float(rows.fresh_python(code)) <= 4096
     assert _best(lambda: rows.user_sessions(Ours, 1000)[1], 200e-6) <= 200e-6
 
 
