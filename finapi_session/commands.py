@@ -160,8 +160,7 @@ def _sql_store(url: str) -> TokenStore:
     try:
         engine = create_engine(url)
         store = SQLStore(engine)
-        if engine.dialect.name == "sqlite":
-            _make_private(str(engine.url.database))
+        _make_private(engine.dialect.name, str(engine.url.database))
         store.create_table()
     except (ArgumentError, ValueError):
         raise click.BadParameter("--store is not a URL that SQLAlchemy and SQLStore understand") from None
@@ -172,9 +171,9 @@ def _sql_store(url: str) -> TokenStore:
     return store
 
 
-def _make_private(path: str) -> None:
+def _make_private(kind: str, path: str) -> None:
     """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode."""
-    if not path.startswith("file:"):
+    if kind == "sqlite" and not path.startswith("file:"):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 

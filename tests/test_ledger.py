@@ -206,3 +206,11 @@ def test_a_listener_that_raises_costs_nothing(sandbox: Sandbox, caplog: pytest.L
     with sandbox.session(on_event=listener) as session:
         assert session.get("/api/v2/banks").ok
     assert "on_event raised ValueError" in caplog.text and "her-password" not in caplog.text
+
+
+def test_standings_are_bounded() -> None:
+    """How a process stands with its users is the same thing for all sources of one, and not kept for ever."""
+    ledger = Ledger(MemoryStore(), Journal("https://f.example"))
+    last = [ledger.standing(str(number), "") for number in range(1100)][-1]
+    assert ledger.standing("1099", "") is last and ledger.standing("1099", "other password") is not last
+    assert len(ledger._standings) == 1000
