@@ -54,6 +54,11 @@ EXPLAINED = {
 #: The one failure that no fault explains by itself: the token of the replay was killed as well.
 REPLAY_KILLED = "401 replayed"
 REPLAYS_KILLED_AT_MOST = 0.01
+#: Two new tokens in a row were killed before anybody used them. Nobody can tell that from an API that rejects all
+#: tokens, so the process renews nothing for 30 s; only a sibling's token ends that, if its clock lets it believe it.
+STANDSTILL = "401 at rest"
+#: Seconds before a standstill in which both must have been killed.
+KILLED_WITHIN = 5.0
 
 
 class Service:
@@ -109,6 +114,9 @@ class Soak:
         self.needed: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.leaks: Counter[str] = Counter()
+        #: When (epoch seconds) whose tokens were killed; and how many were, before each process stood still.
+        self.kills: list[tuple[float, str | None]] = []
+        self.standstills: list[int] = []
 
     def run(self, seconds: float) -> None:
         """Start the workers, do damage for so long, and stop them."""
@@ -149,10 +157,18 @@ class Soak:
         assert place.program is not None
         place.program.tell("stop")
         self.outcomes.update(place.program.answer(PATIENCE))
+        self.note_standstills(place)
         left = Counter(place.program("rest"))
         left.subtract(place.resting)
         self.leaks.update({kind: count for kind, count in left.items() if count})
         place.program.end()
+
+    def note_standstills(self, place: Place) -> None:
+        """Count what was killed of a worker's identity just before it stood still."""
+        assert place.program is not None
+        for stood in place.program("standstills"):
+            killed = [at for at, whose in self.kills if whose == place.username and 0 < stood - at < KILLED_WITHIN]
+            self.standstills.append(len(killed))
 
     def end(self) -> None:
         """End whatever still runs."""
@@ -168,6 +184,7 @@ class Soak:
         """Take the tokens of one identity; the client's are used on three stores."""
         whose = whose or self.chance.choice(["alice", "bert", "carla", "client"])
         username = None if whose == "client" else whose
+        self.kills.append((time.time(), username))
         do(username, kind="user" if username else "client", **how)
         self.needed[kind] += 1 if username else 3
         # A worker whose clock is off cannot tell which of the others' tokens live, so it asks for itself.
@@ -233,6 +250,7 @@ class Soak:
         place = self.chance.choice(self.places)
         assert place.program is not None
         self.outcomes.update(place.program("tally"))
+        self.note_standstills(place)
         place.program.end()
         self.excused["killed"] += 1
         self.start(place)
@@ -249,6 +267,9 @@ class Soak:
                 broken.append(f"{count} calls failed as by {fault}, of which there were {self.faults[fault]}")
         if unexplained.pop(REPLAY_KILLED, 0) > calls * REPLAYS_KILLED_AT_MOST:
             broken.append("too many replays were rejected")
+        unexplained.pop(STANDSTILL, 0)
+        if min(self.standstills, default=2) < 2:
+            broken.append("a process stood still although its tokens lived")
         if unexplained:
             broken.append(f"calls failed without an excuse: {dict(unexplained)}")
         if self.token_calls() > self.tolerable():
@@ -288,6 +309,7 @@ class Soak:
         for name, count in sorted(failed.items()):
             print(f"    {count:5}  {name}: {_explain(name)}")
         print(f"token calls           {self.token_calls()}, ideal {ideal}, tolerable {self.tolerable()}")
+        print(f"standstills           {len(self.standstills)}, tokens killed just before: {self.standstills}")
         print(f"store warnings        {warnings}")
         print(f"leaked at rest        {dict(self.leaks) or 0} (threads, sockets, files)")
 
@@ -315,6 +337,8 @@ _FAULTS: dict[str, Callable[[Soak], None]] = {
 def _explain(outcome: str) -> str:
     if outcome == REPLAY_KILLED:
         return "the new token was killed, too, before the replay came"
+    if outcome == STANDSTILL:
+        return "two new tokens in a row were killed unused, so renewal rests for 30 s"
     for fault, looks in EXPLAINED.items():
         if outcome in looks:
             return f"{fault}; an API call is not repeated by itself, as in requests"

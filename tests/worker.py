@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from finapi_session import Environment, FileStore, FinapiSession, RedisStore, TokenStore
+from finapi_session import Environment, FileStore, FinapiSession, RedisStore, TokenEvent, TokenStore
 
 from .stores import places
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ECHO = "/api/v2/tests/echo"
 PATIENCE = 30.0
+#: Seconds: 30, and as many as the clock may have been set back meanwhile without ending it.
+LONGEST_STANDSTILL = 40.0
 
 
 class Program:
@@ -75,15 +77,15 @@ class Program:
         self._process.communicate()
 
 
-def call(session: FinapiSession) -> str:
-    """Make a call that carries a marker of its own; tell what came of it."""
+def call(session: FinapiSession, resting: Callable[[], bool] = lambda: False) -> str:
+    """Make a call that carries a marker of its own; tell what came of it, and if that was *resting*."""
     marker = uuid.uuid4().hex
     try:
         response = session.post(ECHO, data=marker)
     except Exception as error:
         return type(error).__name__
     if response.status_code == 401:
-        return "401 replayed" if response.history else "401"
+        return "401 replayed" if response.history else "401 at rest" if resting() else "401"
     if response.status_code == 200 and response.json()["text"] != marker:
         return "somebody else's answer"
     return str(response.status_code)
@@ -101,13 +103,15 @@ class Worker:
         self._outcomes: Counter[str] = Counter()
         self._tallying = threading.Lock()
         self._start, self._stop = threading.Event(), threading.Event()
+        self._standstills: list[float] = []
 
     def open(self, store: list[Any], username: str | None = None, password: str | None = None) -> None:
         """Make a new session, which knows nothing, on a *store*: the name of an opener and its arguments."""
         self._close()
         name, *arguments = store
         options: Any = {"environment": self._environment, "store": _OPENERS[name](*arguments)}
-        self._session = FinapiSession(*self._client, username=username, password=password, **options)
+        options |= {"username": username, "password": password, "on_event": self._note}
+        self._session = FinapiSession(*self._client, **options)
         self._session.verify, self._session.trust_env = self._ca_bundle, False
 
     def ready(self, threads: int, calls: int = 1) -> None:
@@ -138,6 +142,10 @@ class Worker:
         with self._tallying:
             return dict(self._outcomes)
 
+    def standstills(self) -> list[float]:
+        """Return when (epoch seconds of the machine) renewal was given up for a while, as the API took nothing."""
+        return self._standstills
+
     def clock(self, ahead: float) -> None:
         """Set this process's wall clock *ahead* seconds off the machine's, as a stepped clock does."""
         time.time = lambda: _MACHINE_TIME() + ahead
@@ -154,10 +162,17 @@ class Worker:
         self._start.wait()
         made = 0
         while not self._stop.is_set() and (calls == 0 or made < calls):
-            outcome = call(self._session)
+            outcome = call(self._session, self._resting)
             made += 1
             with self._tallying:
                 self._outcomes[outcome] += 1
+
+    def _note(self, event: TokenEvent) -> None:
+        if event.kind == "decided" and "not renewed again" in str(event.reason):
+            self._standstills.append(_MACHINE_TIME())
+
+    def _resting(self) -> bool:
+        return any(_MACHINE_TIME() - began < LONGEST_STANDSTILL for began in self._standstills)
 
     def _joined(self) -> dict[str, int]:
         for thread in self._threads:
