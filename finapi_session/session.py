@@ -165,10 +165,6 @@ class FinapiSession(requests.Session):
         if self._parent is None:
             super().close()
 
-    def request(self, method: str, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
-        """Send a request as requests does; a relative *url* is one of the environment's."""
-        return super().request(method, self.environment.absolute(url), *args, **kwargs)
-
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
         url = self.environment.absolute(request.url or "")
