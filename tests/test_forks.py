@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -163,6 +164,8 @@ def _fork(work: Work, file: Path) -> int:
         return child
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(PATIENCE)
+    assert sys.__stderr__ is not None
+    faulthandler.dump_traceback_later(PATIENCE / 2, file=sys.__stderr__)  # a child that hangs says where
     try:
         file.write_text(json.dumps(work()))
         os._exit(0)
@@ -260,3 +263,16 @@ def test_children_of_a_thread(sessions: list[FinapiSession], tmp_path: Path, san
         thread.start()
         thread.join(PATIENCE)
     assert [[worked.wrong for worked in outcome] for outcome in outcomes] == [[[]] * CHILDREN]
+
+
+def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The lock that lets only one thread renew early is free in a child."""
+    standing = sandbox.session()._own._standing
+
+    def taken() -> Worked:
+        return Worked([] if standing.early().acquire(blocking=False) else ["taken"], 0.0)
+
+    with standing.early():
+        assert taken().wrong == ["taken"]
+        worked = in_children(taken, tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN

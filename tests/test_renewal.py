@@ -29,6 +29,8 @@ from finapi_session import (
     UserLockedError,
 )
 from finapi_session.events import Journal
+from finapi_session.source import _outlives
+from finapi_session.standing import Failure
 from finapi_session.testing import Sandbox
 
 ECHO = "/api/v2/tests/echo"
@@ -301,6 +303,44 @@ def test_the_soft_window_opens_with_one_try(session: FinapiSession, sandbox: San
         for _ in range(10):
             warm(session)
     assert sandbox.count(CALLS) == 2
+
+
+def test_a_try_that_fails_early_leaves_everything_as_it_was(session: FinapiSession, sandbox: Sandbox) -> None:
+    """After a failed early try the token held goes on, without another look into the store at each call."""
+    warm(session)
+    in_soft_window(session)
+    sandbox.answer_next(503, path=CALLS)
+    warm(session)
+    gets, get = [], session._ledger.load
+    session._ledger.load = lambda key: gets.append(key) or get(key)  # type: ignore[func-returns-value, method-assign]
+    warm(session)
+    assert gets == [] and sandbox.count(CALLS) == 2
+
+
+def test_short_soft_windows_are_tried_in_time(session: FinapiSession, sandbox: Sandbox) -> None:
+    """A soft window of 5 s is tried again after 5/30 s, not after one of the long window's 2 s."""
+    sandbox.lifetime = 50
+    warm(session)
+    token = session.fetch_token()
+    with frozen(token.renew_at(60) + 0.01) as clock:
+        sandbox.answer_next(503, path=CALLS)
+        warm(session)
+        clock.tick(0.4)
+        warm(session)
+    assert sandbox.count(CALLS) == 3
+
+
+def test_who_comes_early_is_told_what_finapi_asked_of_another(sandbox: Sandbox) -> None:
+    """While finAPI wants no calls, an early try makes none, and its reason is finAPI's."""
+    events: list[TokenEvent] = []
+    client = sandbox.session(on_event=events.append)
+    alice = client.user("alice", "her-password")
+    warm(alice)
+    in_soft_window(alice)
+    alice._own._standing.failure = Failure(TokenEndpointError("overloaded"), time.monotonic(), 50.0)
+    warm(alice)
+    assert sandbox.count(CALLS) == 1
+    assert str(events[-1].reason).startswith("TokenEndpointError before expiry")
 
 
 def test_a_refresh_refused_in_the_soft_window_costs_no_sibling_its_token(sandbox: Sandbox) -> None:
@@ -704,6 +744,21 @@ def test_a_new_token_beats_what_is_left_of_a_spent_one(sandbox: Sandbox) -> None
         assert alice.fetch_token().access_token == new.access_token
 
 
+def test_which_of_two_tokens_outlives_the_other() -> None:
+    """What is held beats what was stored later only if it is of use, now or by its refresh token, and that is not."""
+    never, past = None, time.time() - 10
+    for held, stored, expected in [
+        (None, Token("b", never), False),
+        (Token("a", never), Token("a", past), False),
+        (Token("a", never), Token("b", past), True),
+        (Token("a", past, "refresh"), Token("b", past), True),
+        (Token("a", past), Token("b", past), False),
+        (Token("a", never, "refresh"), Token("b", never), False),
+        (Token("a", never, "refresh"), Token("b", past, "refresh"), False),
+    ]:
+        assert _outlives(held, stored) is expected, (held, stored)
+
+
 def test_a_listener_that_asks_for_a_token_hangs_nobody(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     """`on_event` is told while the token is being made, so it cannot have one: that is said at once."""
     session = sandbox.session(on_event=lambda _: session.fetch_token())
@@ -825,16 +880,19 @@ def test_a_refused_client_is_told_from_a_refused_refresh_token(sandbox: Sandbox)
 
 
 def test_the_standstill_ends(sandbox: Sandbox) -> None:
-    """After 30 s a rejected token is renewed again."""
+    """For 30 s a rejected token is not renewed, and then it is."""
     sandbox.sticky = False
     session = sandbox.session()
-    sandbox.answer_next(401, path=ECHO, times=6)
+    sandbox.answer_next(401, path=ECHO, times=7)
     started = time.time()
     with frozen(started) as clock:
         for _ in range(3):
             session.get(ECHO)
         calls = sandbox.count(CALLS)
-        clock.tick(31)
+        clock.tick(29.5)
+        session.get(ECHO)
+        assert sandbox.count(CALLS) == calls
+        clock.tick(1)
         session.get(ECHO)
     assert sandbox.count(CALLS) == calls + 1
 
