@@ -262,13 +262,9 @@ class TokenSource:
             if last.authorization == need.rejected:
                 return token
             token, sticky = _same_again(last, token, now, need.early), need.early
-        record = Record(
-            token,
-            serial=max(now, stored.serial + 0.001, known.serial + 0.001),
-            fingerprint=need.credentials.fingerprint or known.fingerprint,
-            sticky=sticky,
-            refusals=stored.refusals,
-        )
+        fingerprint = need.credentials.fingerprint or known.fingerprint
+        now = max(now, known.serial + 0.001)
+        record = stored.next(now, token=token, fingerprint=fingerprint, sticky=sticky)
         self._ledger.save(need.key, record)
         self._standing.given(token.authorization)
         return self._hold(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,33 +25,35 @@ class Failing(MemoryStore):
     def __init__(self, *down: str) -> None:
         super().__init__()
         self.down = set(down)
+        self.asked: defaultdict[str, list[str]] = defaultdict(list)
 
-    def _suffer(self, verb: str) -> None:
+    def _suffer(self, verb: str, key: str) -> None:
+        self.asked[verb].append(key)
         if verb in self.down:
             raise ConnectionError(f"redis://:store-password@host cannot {verb}")
 
     def get(self, key: str) -> str | None:
         """Read, or fail."""
-        self._suffer("get")
+        self._suffer("get", key)
         return super().get(key)
 
     def set(self, key: str, value: str) -> None:
         """Write, or fail."""
-        self._suffer("set")
+        self._suffer("set", key)
         super().set(key, value)
 
     def delete(self, key: str) -> None:
         """Delete, or fail."""
-        self._suffer("delete")
+        self._suffer("delete", key)
         super().delete(key)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Lock, or fail on the way in, or on the way out."""
-        self._suffer("lock")
+        self._suffer("lock", key)
         with super().lock(key):
             yield
-        self._suffer("unlock")
+        self._suffer("unlock", key)
 
 
 def opened(store: MemoryStore) -> tuple[Ledger, list[TokenEvent]]:
@@ -195,6 +198,15 @@ def test_a_session_on_a_failing_store_works(verbs: list[str], sandbox: Sandbox) 
             wrong.get("/api/v2/accounts")
     assert sandbox.count("/oauth/token") == 2
     assert sum(event.kind == "store_failed" for event in events) <= 1
+
+
+def test_what_is_locked_is_what_is_kept(sandbox: Sandbox) -> None:
+    """The lock of a renewal is that of the identity's own key: renewals of other identities do not wait for it."""
+    store = Failing()
+    with sandbox.session("alice", store=store) as alice:
+        alice.fetch_token()
+    assert set(store.asked) == {"get", "set", "lock", "unlock"}
+    assert len({key for keys in store.asked.values() for key in keys}) == 1
 
 
 def test_a_listener_that_raises_costs_nothing(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:

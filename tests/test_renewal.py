@@ -522,6 +522,19 @@ def test_a_wrong_password_is_sent_once(sandbox: Sandbox) -> None:
     assert sandbox.count(CALLS) == 2
 
 
+def test_what_is_kept_follows_what_was_kept_whatever_the_clocks(sandbox: Sandbox) -> None:
+    """A record counts as newer than one of a process whose clock is a day ahead, also if that had another password."""
+    store = MemoryStore()
+    with frozen(time.time() + 86400), pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).fetch_token()
+    alice = sandbox.session("alice", store=store)
+    key = alice._own._key(alice._own.identity.credentials())
+    before = alice._ledger.load(key)
+    alice.fetch_token()
+    after = alice._ledger.load(key)
+    assert after.serial > before.serial and after.refusals == before.refusals != {}
+
+
 def test_a_wrong_password_neither_sees_nor_harms_the_users_token(sandbox: Sandbox) -> None:
     """A stored token serves only those who know the password that it was had with."""
     store = MemoryStore()
@@ -599,6 +612,18 @@ def test_what_rests_for_a_minute(
     assert sandbox.count(CALLS) == 2
 
 
+def test_a_refresh_token_rests_as_well(sandbox: Sandbox) -> None:
+    """What rests for a minute is not tried with the refresh token either."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    sandbox.revoke_tokens()
+    sandbox.answer_next(423, path=CALLS, times=99)
+    for _ in range(3):
+        with pytest.raises(UserLockedError):
+            alice.get(ECHO)
+    assert sandbox.count(CALLS) == 2
+
+
 def test_a_rest_is_not_prolonged_by_a_clock_that_was_set_back(sandbox: Sandbox) -> None:
     """A refusal that lies a day in the future is none."""
     session = sandbox.session()
@@ -663,13 +688,17 @@ def test_without_a_password_a_login_is_required(expired: bool, sandbox: Sandbox)
     assert (error.description or "").startswith("Invalid refresh token") and error.request_id == refused.request_id
 
 
-def test_a_refresh_token_that_was_refused_is_never_sent_again(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("expired", [False, True], ids=["400", "401"])
+def test_a_refresh_token_that_was_refused_is_never_sent_again(expired: bool, sandbox: Sandbox) -> None:
     """Also a minute later, when the refusal has rested, by us and by a sibling on the same store."""
     store = MemoryStore()
     sandbox.session("alice", store=store).fetch_token()
     alice, sibling = (sandbox.session(store=store).user("alice") for _ in range(2))
     warm(alice)
-    sandbox.revoke_tokens(refresh=True)
+    if expired:
+        sandbox.expire_tokens(refresh=True)
+    else:
+        sandbox.revoke_tokens(refresh=True)
     before = sandbox.count(CALLS)
     for elapsed in (0, 61):
         for user in (alice, sibling):
