@@ -43,7 +43,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         adapter = self._host.get_adapter(url)
         if isinstance(adapter, HTTPAdapter) and adapter.max_retries.total != 0:
             shared, adapter = adapter, object.__new__(type(adapter))
-            adapter.__dict__.update(shared.__dict__, max_retries=Retry(0, read=False))
+            adapter.__dict__.update(shared.__dict__, max_retries=Retry(0))
         return adapter
 
     def ask(self, credentials: Credentials, renewed: Token | None, judge: Judge) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import socket
 import threading
 import time
 import traceback
@@ -19,6 +20,7 @@ from urllib3.util import Retry
 
 from finapi_session import (
     AccessDeniedError,
+    Environment,
     FinapiSession,
     InvalidClientError,
     InvalidGrantError,
@@ -440,7 +442,7 @@ def test_an_endpoint_that_is_down_for_good(client: FinapiSession, authority: Aut
 
 
 @pytest.mark.parametrize("answer", [Answer(500), Answer(drop=True)], ids=["500", "dropped"])
-@pytest.mark.parametrize("total", [3, None])
+@pytest.mark.parametrize("total", [1, 3, None])
 def test_retries_of_an_adapter_are_not_for_token_calls(
     total: int | None, answer: Answer, client: FinapiSession, alice: FinapiSession, authority: Authority
 ) -> None:
@@ -454,6 +456,21 @@ def test_retries_of_an_adapter_are_not_for_token_calls(
     authority.answers.clear()
     assert alice.get("/api/v2/x").ok
     assert client.get_adapter("https://x").max_retries is again  # type: ignore[attr-defined]
+
+
+def test_retries_of_an_adapter_are_not_for_token_calls_that_do_not_connect() -> None:
+    """Nor does an adapter's count multiply the tries of who cannot connect: our own policy says how many."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        environment = Environment(f"https://127.0.0.1:{mute.getsockname()[1]}")
+        session = FinapiSession("id", "secret", environment=environment, timeout=0.2, retries=0)
+        session.trust_env = False
+        session.mount("https://", HTTPAdapter(max_retries=2))
+        with pytest.raises(TokenEndpointError):
+            session.get("/api/v2/x")
+        mute.setblocking(False)
+        mute.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            mute.accept()
 
 
 def test_a_policy_without_a_total_is_refused() -> None:

@@ -128,14 +128,14 @@ def test_a_herd_of_sessions_on_one_store_asks_once(sandbox: Sandbox) -> None:
 
 
 def test_a_herd_is_one_event(session: FinapiSession, sandbox: Sandbox) -> None:
-    """Threads that meet a dead token, and wait for another one's renewal, take its token and tell nothing."""
-    warm(session)
+    """Threads that have no token or a dead one, and wait for another one's renewal, take its token and tell nothing."""
     events: list[TokenEvent] = []
     session._own._journal = replace(session._own._journal, on_event=events.append)
-    sandbox.revoke_tokens()
     sandbox.latency = {CALLS: 0.2}
-    results, _ = herd(16, lambda: session.get(ECHO))
-    assert statuses(results) == {200} and events == []
+    for _ in range(2):
+        results, _ = herd(16, lambda: session.get(ECHO))
+        assert statuses(results) == {200} and events == []
+        sandbox.revoke_tokens()
 
 
 def test_a_late_401_waits_for_nobody(
@@ -235,6 +235,32 @@ def test_short_lived_sessions_heed_what_finapi_asked_of_another(sandbox: Sandbox
     assert sandbox.count(CALLS) == 1
 
 
+def test_what_finapi_asked_of_one_user_does_not_rest_another(sandbox: Sandbox) -> None:
+    """A `Retry-After` to one identity is not heeded for another one of the same client."""
+    store = MemoryStore()
+    alice = sandbox.session("alice", store=store)
+    alice.fetch_token()
+    in_soft_window(alice, left=-1)
+    client = sandbox.session(store=store)
+    sandbox.answer_next(429, headers={"Retry-After": "300"}, path=CALLS)
+    with pytest.raises(TokenEndpointError):
+        client.fetch_token()
+    assert client.user("alice").get(ECHO).status_code == 200
+
+
+def test_a_wrong_password_is_not_the_answer_to_a_right_one(sandbox: Sandbox) -> None:
+    """Who comes with the right password while a wrong one of the same user is being refused is not refused too."""
+    client = sandbox.session()
+    wrong, right = client.user("alice", "wrong"), client.user("alice", "her-password")
+    sandbox.latency = {CALLS: 0.4}
+    with ThreadPoolExecutor(2) as pool:
+        refused = pool.submit(wrong.fetch_token)
+        time.sleep(0.1)
+        given = pool.submit(right.get, ECHO)
+        assert isinstance(refused.exception(), InvalidGrantError) and given.result().status_code == 200
+    assert sandbox.count(CALLS) == 2
+
+
 def test_short_lived_sessions_share_a_standstill(sandbox: Sandbox) -> None:
     """An API that rejects every token costs ten sessions of a user what it costs one."""
     client = sandbox.session()
@@ -277,6 +303,15 @@ def test_one_thread_renews_in_the_soft_window_and_nobody_else_waits(session: Fin
     assert statuses(results) == {200}
     assert sandbox.count(CALLS) == 2
     assert sorted(seconds)[-2] < 0.9 < sorted(seconds)[-1]
+
+
+def test_who_renews_early_uses_the_new_token(session: FinapiSession, sandbox: Sandbox) -> None:
+    """The call that renewed in the soft window goes out with the new token: the old one may be dead by then."""
+    sandbox.sticky = False
+    warm(session)
+    in_soft_window(session)
+    warm(session)
+    assert (sandbox.count(CALLS), sandbox.count(ECHO)) == (2, 2)
 
 
 def test_a_failing_endpoint_is_not_noticed_while_the_token_is_good(session: FinapiSession, sandbox: Sandbox) -> None:
