@@ -121,7 +121,7 @@ class TokenEndpoint:
         attempt = ask()
         while attempt.again and patient:
             try:
-                retries = retries.increment("POST", self.environment.token_url)
+                retries = retries.increment()
             except MaxRetryError:
                 break
             wait = max(retries.get_backoff_time(), (attempt.error and attempt.error.retry_after) or 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import threading
 import uuid
 import weakref
 from collections.abc import Callable, Mapping
@@ -323,12 +324,15 @@ _roots: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
 _parents_pools: list[object] = []
 
 
-def _reconnect_in_child() -> None:
-    """Give a forked child connections of its own: two processes on one TLS connection garble it.
+def _renew_in_child() -> None:
+    """Give a forked child connections and locks of its own.
 
-    The parent's pools are kept, untouched: to close them would take locks that nobody in the child releases.
+    Two processes on one TLS connection garble it, and a lock that another thread of the parent held would be held
+    for ever. The parent's pools are kept, untouched: to close them would take such locks.
     """
     for session in list(_roots):
+        for jar in (session.cookies, *(user.cookies for user in session._users)):
+            vars(jar)["_cookies_lock"] = threading.RLock()
         for adapter in session.adapters.values():
             if isinstance(adapter, HTTPAdapter):
                 _parents_pools.append((adapter.poolmanager, adapter.proxy_manager))
@@ -336,4 +340,4 @@ def _reconnect_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows
-    os.register_at_fork(after_in_child=_reconnect_in_child)
+    os.register_at_fork(after_in_child=_renew_in_child)

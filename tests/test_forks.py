@@ -13,7 +13,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +34,7 @@ CHILDREN, THREADS = 4, 4
 #: Seconds of a token call: long enough to fork in the middle of it.
 LATENCY = 0.5
 PATIENCE = 20
+_STDERR = sys.__stderr__ or sys.stderr
 
 
 class Worked(NamedTuple):
@@ -163,14 +164,13 @@ def _fork(work: Work, file: Path) -> int:
     if child:
         return child
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(PATIENCE)
-    assert sys.__stderr__ is not None
-    faulthandler.dump_traceback_later(PATIENCE / 2, file=sys.__stderr__)  # a child that hangs says where
+    faulthandler.register(signal.SIGALRM, file=_STDERR, chain=True)  # a child that hangs says where, and dies
+    signal.alarm(PATIENCE - 5)
     try:
         file.write_text(json.dumps(work()))
         os._exit(0)
     except BaseException:  # noqa: B036 - a child must never come back into the test run
-        traceback.print_exc(file=sys.__stderr__)
+        traceback.print_exc(file=_STDERR)
         os._exit(1)
 
 
@@ -275,4 +275,26 @@ def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox
     with standing.early():
         assert taken().wrong == ["taken"]
         worked = in_children(taken, tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+
+
+def test_a_child_forked_while_others_handle_cookies(
+    sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """The locks of the cookie jars, which every answer takes for a moment, are free in a child."""
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ExitStack() as locks:
+            for session in sessions:
+                locks.enter_context(vars(session.cookies)["_cookies_lock"])
+            held.set()
+            done.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    worked = in_children(lambda: echoes(sessions, 1), tmp_path)
+    done.set()
+    thread.join()
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
