@@ -63,12 +63,13 @@ class TokenSource:
         self._record = Record(token, (token and token.issued_at) or 0.0)
         self._held: _Held | None = None
         self._standing = Standing()
+        self._secretless: Failure | None = None
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
         self._locks: dict[int, threading.Lock] = {}
         self._whose_turn: tuple[int, int] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_locks": {}, "_whose_turn": None}
+        return {**self.__dict__, "_locks": {}, "_whose_turn": None, "_secretless": None}
 
     @property
     def held(self) -> Token | None:
@@ -97,7 +98,8 @@ class TokenSource:
             other = self._other_than(rejected)
             if other is not None:
                 return other
-            need = self._need(rejected)
+            need = self._need(entered, rejected)
+            self._standing.lost(rejected)
             if self._standing.stands_still(rejected):
                 return self._find(need)
             token = self._obtain(need, entered)
@@ -112,8 +114,9 @@ class TokenSource:
 
     def rejected(self, token: Token) -> None:
         """Note that the API rejected *token*, had in place of another rejected one."""
-        if self._standing.rejected(token.authorization):
-            self._stand_still(token.authorization, "the API rejects what finAPI gives")
+        seconds = self._standing.rejected(token.authorization)
+        if seconds:
+            self._stand_still(token.authorization, "the API rejects what finAPI gives", seconds)
 
     def revoke(self, bearer: AuthBase | None = None) -> None:
         """Revoke the identity's token, held or stored, and forget it and what finAPI refused.
@@ -137,7 +140,7 @@ class TokenSource:
             held = self._held
             if held is not None and not held.token.expired(time.time()):
                 return held.token
-            return self._obtain(self._need(), entered)
+            return self._obtain(self._need(entered), entered)
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
@@ -149,7 +152,8 @@ class TokenSource:
 
     def _try_early(self, held: _Held) -> None:
         try:
-            self._obtain(self._need(early=True), time.monotonic())
+            entered = time.monotonic()
+            self._obtain(self._need(entered, early=True), entered)
         except Exception as error:
             retry_after = error.retry_after if isinstance(error, FinapiError) else None
             self._standing.early_from = self._next_try(held.token, retry_after)
@@ -163,11 +167,24 @@ class TokenSource:
         closes = token.expires_at or now
         return min(closes, now + max(now - opened, (closes - opened) / 30, retry_after or 0.0))
 
-    def _need(self, rejected: Bearer | None = None, early: bool = False) -> _Need:
-        credentials = self.identity.credentials()
+    def _need(self, entered: float, rejected: Bearer | None = None, early: bool = False) -> _Need:
+        credentials = self._credentials(entered)
         key = self._key(credentials)
         self._standing = self._ledger.standing(key, credentials.fingerprint)
         return _Need(credentials, key, rejected, early)
+
+    def _credentials(self, entered: float) -> Credentials:
+        """Ask for the secrets; who *entered* (monotonic seconds) while that failed another thread shares its error."""
+        failure = self._secretless
+        if failure is not None and failure.answers(entered):
+            raise failure.again()
+        try:
+            credentials = self.identity.credentials()
+        except Exception as error:
+            self._secretless = Failure(error, time.monotonic(), 0.0)
+            raise
+        self._secretless = None
+        return credentials
 
     def _obtain(self, need: _Need, entered: float) -> Token:
         """Take a usable token from the store, else ask finAPI for one; one process at a time.
@@ -184,7 +201,7 @@ class TokenSource:
                 return self._adopt(known)
             failure = self._standing.failure
             if failure is not None and failure.answers(entered):
-                raise failure.error.again()
+                raise failure.again()
             try:
                 return self._ask(need, stored, known)
             except TokenError as error:
@@ -237,14 +254,21 @@ class TokenSource:
         return self._keep(need, stored, known, token)
 
     def _exchange(self, need: _Need, stored: Record, last: Token | None, refusal: Refusal | None) -> Token:
-        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
+        """Get a token by the refresh token; without one, or if it is refused, by the password, once.
+
+        Where others renew with the same refresh token, the password goes first: it gets the token that they have.
+        """
         credentials, patient = need.credentials, not need.early
         if credentials.username is None:
             return self._endpoint.fetch(credentials, patient=patient)
         refused: TokenError | None = None
-        if last is not None and last.refresh_token is not None:
+        by_password = credentials.password is not None and refusal is None
+        contested = self._standing.contested and by_password and not need.early
+        if last is not None and last.refresh_token is not None and not contested:
             try:
-                return self._endpoint.fetch(credentials, last, patient=patient)
+                token = self._endpoint.fetch(credentials, last, patient=patient)
+                self._standing.refreshed(token.authorization)
+                return token
             except (InvalidGrantError, InvalidClientError) as error:
                 refused = error
                 if isinstance(error, InvalidGrantError) or error.code == "invalid_token":
@@ -292,11 +316,10 @@ class TokenSource:
             return None
         return held.token
 
-    def _stand_still(self, rejected: Bearer, reason: str) -> None:
-        self._standing.stand_still(rejected)
-        self._journal.tell(
-            "decided", str(self.identity), reason=f"{reason}: it is not renewed again for {STANDSTILL:.0f} s"
-        )
+    def _stand_still(self, rejected: Bearer, reason: str, seconds: float = STANDSTILL) -> None:
+        self._standing.stand_still(rejected, seconds)
+        reason = f"{reason}: it is not renewed again for {seconds:.0f} s"
+        self._journal.tell("decided", str(self.identity), reason=reason)
 
     def _key(self, credentials: Credentials) -> str:
         return credentials.key(self._endpoint.environment.token_url)

@@ -15,16 +15,24 @@ from .errors import FinapiError
 TURN = 160.0
 #: Seconds for which a token is not renewed again after finAPI rejected what it had just given.
 STANDSTILL = 30.0
+#: The same, at first, where others renew with our refresh token: they will soon be done.
+PAUSE = 1.0
 # So many new tokens in a row must be rejected unused: a single one may have been revoked on its way to us.
 _STRIKES = 2
+# So many tokens had by the refresh token must be rejected: a single one may have been revoked.
+_LOSSES = 2
 
 
 class Failure(NamedTuple):
-    """The last token call that failed: when (monotonic seconds), and for how long finAPI wants no other."""
+    """What failed last, a token call or asking for the secrets: when (monotonic seconds), and how long to rest then."""
 
-    error: FinapiError
+    error: Exception
     at: float
     rest: float
+
+    def again(self) -> Exception:
+        """Return the error, to be raised in another call; one that is not ours is what the caller's vault raised."""
+        return self.error.again() if isinstance(self.error, FinapiError) else self.error
 
     def answers(self, entered: float) -> bool:
         """Tell whether it is the answer for who came at *entered*: before it failed, or before the rest is over."""
@@ -34,7 +42,16 @@ class Failure(NamedTuple):
 class Standing:
     """Shared by all sources of an identity with the same password, however short they live. A copy starts anew."""
 
-    __slots__ = ("failure", "early_from", "_renewing_early", "_strikes", "_unproven", "_standstill")
+    __slots__ = (
+        "failure",
+        "early_from",
+        "_renewing_early",
+        "_strikes",
+        "_unproven",
+        "_standstill",
+        "_refreshed",
+        "_losses",
+    )
 
     def __init__(self) -> None:
         self.failure: Failure | None = None
@@ -45,6 +62,8 @@ class Standing:
         self._strikes = 0
         self._unproven: int | None = None
         self._standstill: tuple[int, float] | None = None
+        self._refreshed: int | None = None
+        self._losses = 0
 
     def __reduce__(self) -> tuple[type[Standing], tuple[()]]:
         return Standing, ()
@@ -61,20 +80,39 @@ class Standing:
         """Note that the API took a token."""
         self._strikes = 0
 
-    def rejected(self, bearer: str) -> bool:
-        """Note that the API rejected *bearer*, had in place of another rejected one; tell whether that is enough.
+    def rejected(self, bearer: str) -> float:
+        """Note that the API rejected *bearer*, had in place of another rejected one; return the seconds to rest then.
 
         That tells something only of a token that finAPI has just given, and only once.
         """
         if hash(bearer) != self._unproven:
-            return False
+            return 0.0
         self._unproven = None
         self._strikes += 1
-        return self._strikes >= _STRIKES
+        if hash(bearer) == self._refreshed:
+            self._losses += 1  # it counts twice: lost before it was used
+        if self._strikes < _STRIKES:
+            return 0.0
+        return PAUSE if self.contested and self._strikes == _STRIKES else STANDSTILL
 
-    def stand_still(self, bearer: str) -> None:
-        """Let the token of *bearer*, which the API rejects, not be renewed for :data:`STANDSTILL` seconds."""
-        self._standstill = (hash(bearer), time.time() + STANDSTILL)
+    def refreshed(self, bearer: str) -> None:
+        """Note that finAPI has just given the token of *bearer* for the refresh token."""
+        self._refreshed = hash(bearer)
+
+    def lost(self, bearer: str) -> None:
+        """Note that the API rejected the token of *bearer*, which was in use."""
+        if hash(bearer) == self._refreshed:
+            self._refreshed = None
+            self._losses += 1
+
+    @property
+    def contested(self) -> bool:
+        """Tell whether somebody else renews with our refresh token: each such renewal kills the other's token."""
+        return self._losses >= _LOSSES
+
+    def stand_still(self, bearer: str, seconds: float) -> None:
+        """Let the token of *bearer*, which the API rejects, not be renewed for so many seconds."""
+        self._standstill = (hash(bearer), time.time() + seconds)
 
     def stands_still(self, bearer: str) -> bool:
         """Tell whether that is so; a clock that was set back does not prolong it."""

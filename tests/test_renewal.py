@@ -844,6 +844,28 @@ def test_what_a_sibling_stored_is_taken_while_finapi_wants_no_calls(sandbox: San
     assert sandbox.count(CALLS) == 2
 
 
+def test_threads_share_what_a_vault_raises(sandbox: Sandbox) -> None:
+    """A vault that is slow to fail is asked once by all threads that wait, and again by the next call."""
+    asked: list[int] = []
+
+    def vault() -> str:
+        asked.append(1)
+        time.sleep(0.3)
+        raise ConnectionError("the vault is down")
+
+    session = sandbox.session(client_secret=vault)
+
+    def request() -> str:
+        with pytest.raises(ConnectionError, match="the vault is down"):
+            session.get(ECHO)
+        return "failed"
+
+    _, seconds = herd(8, request)
+    assert len(asked) == 1 and max(seconds) < 1
+    request()
+    assert len(asked) == 2
+
+
 def test_a_user_without_anything_must_log_in(sandbox: Sandbox) -> None:
     """Without a password and a token nothing is sent."""
     with pytest.raises(LoginRequiredError, match="there is no token for user 'nobody'"):
@@ -986,12 +1008,137 @@ def test_why_a_token_is_not_renewed_is_told(session: FinapiSession, sandbox: San
     sandbox.answer_next(200, body={"access_token": held.access_token, "expires_in": 3600}, path=CALLS)
     session._own._standing.go_on()
     session.get(ECHO)
+    # A user's tokens that are lost one after another may be another worker's doing.
+    client = session._own.identity.username is None
     assert {event.identity for event in events} == {str(session._own.identity)}
     assert [event.reason for event in events if event.kind == "decided"] == [
         "TokenEndpointError before expiry: the token held goes on",
-        "the API rejects what finAPI gives: it is not renewed again for 30 s",
+        f"the API rejects what finAPI gives: it is not renewed again for {30 if client else 1} s",
         "finAPI gives the rejected token again: it is not renewed again for 30 s",
     ]
+
+
+# --- others renew with the same refresh token --------------------------------------------------------------------
+
+
+def workers(sandbox: Sandbox, count: int) -> list[FinapiSession]:
+    """Sessions of one user in as many processes that share no store, warm: sticky, they have the same token."""
+    made = [sandbox.session("alice") for _ in range(count)]
+    for session in made:
+        warm(session)
+    return made
+
+
+def test_workers_without_a_shared_store_come_to_share_a_token(sandbox: Sandbox) -> None:
+    """Each refresh kills the other worker's token; soon both ask by password, which gives them the same one."""
+    pair = workers(sandbox, 2)
+    sandbox.expire_tokens("alice")
+    for _ in range(20):
+        for session in pair:
+            warm(session)
+    assert sandbox.count(CALLS, grant_type="refresh_token") <= 4
+    assert sandbox.count(CALLS) <= 2 + 4 + 2
+    assert len({session.fetch_token().access_token for session in pair}) == 1
+    calls = sandbox.count(CALLS)
+    sandbox.expire_tokens("alice")
+    for session in pair:
+        warm(session)
+    assert sandbox.count(CALLS) == calls + 2
+
+
+def test_workers_without_a_shared_store_at_once(sandbox: Sandbox) -> None:
+    """Workers that meet expired tokens in the same moment settle: after two rounds a third costs next to no call."""
+    four = workers(sandbox, 4)
+    for _ in range(3):
+        sandbox.expire_tokens("alice")
+        calls = sandbox.count(CALLS)
+        with ThreadPoolExecutor(4) as pool:
+            lists = list(pool.map(lambda session: [session.get(ECHO).status_code for _ in range(25)], four))
+    assert sum(list.count(200) for list in lists) >= 96
+    assert sandbox.count(CALLS) - calls <= 12
+
+
+def fight(alice: FinapiSession) -> None:
+    """Let her tokens be rejected as if a worker renewed beside her, until she knows."""
+    for _ in range(2):
+        bearer = alice._own.token().authorization
+        alice._own._standing.refreshed(bearer)
+        alice._own._standing.lost(bearer)
+
+
+def test_a_token_revoked_once_is_no_fight(sandbox: Sandbox) -> None:
+    """The refresh token goes first, also after a token had by it was revoked."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    for _ in range(2):
+        sandbox.revoke_tokens("alice")
+        warm(alice)
+    assert sandbox.count(CALLS, grant_type="password") == 1
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 2
+
+
+def test_before_expiry_the_refresh_token_goes_first_whoever_else_renews(sandbox: Sandbox) -> None:
+    """A sticky finAPI gives no other token by password while one lives."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    fight(alice)
+    in_soft_window(alice)
+    warm(alice)
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+    sandbox.revoke_tokens("alice")
+    warm(alice)
+    assert sandbox.count(CALLS, grant_type="password") == 2
+
+
+def test_who_has_no_password_renews_by_refresh_token_whoever_else_does(sandbox: Sandbox) -> None:
+    """Without a password there is nothing else to renew with."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice = sandbox.session(store=store).user("alice")
+    warm(alice)
+    fight(alice)
+    sandbox.revoke_tokens("alice")
+    warm(alice)
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+
+
+def test_a_refused_password_is_not_tried_again_whoever_else_renews(sandbox: Sandbox) -> None:
+    """It is sent once, and the refresh token serves."""
+    alice = sandbox.session("alice", password="wrong", token=sandbox.session("alice").fetch_token())
+    warm(alice)
+    fight(alice)
+    sandbox.revoke_tokens("alice")
+    with pytest.raises(InvalidGrantError):
+        alice.get(ECHO)
+    warm(alice)
+    assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "password", "refresh_token"]
+
+
+def test_a_replay_killed_by_another_worker_makes_a_pause_only(sandbox: Sandbox) -> None:
+    """Two replays in a row killed by workers that renew too cost a second, not half a minute."""
+    sandbox.sticky = False
+    alice = sandbox.session("alice")
+    warm(alice)
+    sandbox.answer_next(401, path=ECHO, times=4)
+    with frozen(time.time()) as clock:
+        assert [alice.get(ECHO).status_code for _ in range(3)] == [401, 401, 200]
+        assert [c.grant_type for c in sandbox.calls if c.grant_type] == ["password", "refresh_token", "password"]
+        sandbox.revoke_tokens("alice")
+        assert alice.get(ECHO).status_code == 401
+        clock.tick(1.1)
+        assert alice.get(ECHO).status_code == 200
+
+
+def test_an_api_that_rejects_all_is_no_fight_for_long(sandbox: Sandbox) -> None:
+    """After the pause of a second the next replay that is rejected makes it half a minute."""
+    sandbox.sticky = False
+    alice = sandbox.session("alice")
+    sandbox.answer_next(401, path=ECHO, times=99)
+    with frozen(time.time()) as clock:
+        for _ in range(20):
+            assert alice.get(ECHO).status_code == 401
+            clock.tick(1.1)
+    assert sandbox.count(CALLS) == 4
 
 
 # --- what finAPI may or may not do -------------------------------------------------------------------------------
