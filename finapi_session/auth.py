@@ -33,18 +33,19 @@ class BearerAuth(AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the token on *request*, if it goes to a trusted origin."""
         # Registered before the caller's hooks, so that those see the final answer only.
-        if self._answered not in request.hooks["response"]:
-            request.register_hook("response", self._answered)
+        if bearer_auth_of(request) is not self:
+            request.register_hook("response", _Healing(self))
         if self._environment.trusts(request.url):
             request.headers["Authorization"] = self._source.token().authorization
         return request
 
-    def redirected(self, request: requests.PreparedRequest) -> None:
-        """Carry the token along to a trusted origin, and to no other."""
+    def renew(self, request: requests.PreparedRequest) -> None:
+        """Put the token of now in the place of the one that *request* was prepared with, at a trusted origin only."""
         request.headers.pop("Authorization", None)
         self(request)
 
-    def _answered(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+    def heal(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+        """Return *response*, or the answer to the same request with another token if this one was rejected."""
         request = response.request
         sent = request.headers.get("Authorization")
         if not isinstance(sent, Bearer):
@@ -56,7 +57,7 @@ class BearerAuth(AuthBase):
             return response
         _give_back(response)
         token = self._source.renew(sent)
-        if token is None or not _rewind(request):
+        if token is None or not hasattr(response, "connection") or not _rewind(request):
             return response
         replayed = _replay(response, token.authorization, **kwargs)
         if replayed.status_code == 401:
@@ -66,10 +67,24 @@ class BearerAuth(AuthBase):
         return replayed
 
 
+class _Healing:
+    """The response hook of *auth*. Pickled with an answer, it leaves session and secrets behind."""
+
+    __slots__ = ("auth",)
+
+    def __init__(self, auth: BearerAuth | None) -> None:
+        self.auth = auth
+
+    def __call__(self, response: requests.Response, **kwargs: Any) -> requests.Response:
+        return response if self.auth is None else self.auth.heal(response, **kwargs)
+
+    def __reduce__(self) -> tuple[type[_Healing], tuple[None]]:
+        return _Healing, (None,)
+
+
 def bearer_auth_of(request: requests.PreparedRequest) -> BearerAuth | None:
     """Return the auth that *request* was prepared with, if it is ours."""
-    owners = (getattr(hook, "__self__", None) for hook in request.hooks["response"])
-    return next((owner for owner in owners if isinstance(owner, BearerAuth)), None)
+    return next((hook.auth for hook in request.hooks["response"] if isinstance(hook, _Healing)), None)
 
 
 def _give_back(response: requests.Response) -> None:

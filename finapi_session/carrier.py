@@ -9,15 +9,20 @@ from contextvars import ContextVar
 from typing import Any
 
 import requests
-from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient
+from oauthlib.oauth2 import BackendApplicationClient, LegacyApplicationClient, OAuth2Error
 from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.auth import AuthBase
 from requests_oauthlib import OAuth2Session
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from .grants import Credentials
 from .hidden import Hidden
 from .tokens import Token
+
+#: What oauthlib and urllib3 raise for an answer that cannot be read. Nothing wider: a time limit that comes by a signal
+#: in the middle of a call is the caller's.
+UNREADABLE = (OAuth2Error, HTTPError, ValueError, TypeError, LookupError, AttributeError, RecursionError, Warning)
 
 Judge = Callable[[requests.Response], requests.Response]
 

@@ -57,8 +57,6 @@ _BY_CODE: dict[str | None, type[TokenError]] = {
     "invalid_grant": InvalidGrantError,
 }
 _NOT_THERE = "there is no token endpoint of finAPI at this address"
-#: No connection came about, so nothing was sent.
-_UNSENT = (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError)
 _WHAT: dict[type[TokenError], str] = {
     InvalidClientError: "finAPI refused the client's credentials",
     InvalidGrantError: "finAPI refused the grant",
@@ -106,14 +104,14 @@ class TokenEndpoint:
         assert attempt.token is not None
         return attempt.token
 
-    def revoke(self, identity: str, token: Token, bearer: AuthBase | None = None) -> None:
+    def revoke(self, identity: str, token: Token, bearer: AuthBase | None = None, *, patient: bool = True) -> None:
         """Revoke *token* and all of its grant (RFC 7009), with the client's *bearer* (finAPI's rule).
 
         By the refresh token, if there is one, all access tokens go with it. Without *bearer* the token is the
-        client's own and proves itself; one that is dead already is gone as wanted. Raises
-        :class:`RevocationError`.
+        client's own and proves itself; one that is dead already is gone as wanted. What is passing is tried again if
+        *patient*. Raises :class:`RevocationError`.
         """
-        self._persist(lambda: self._ask_to_revoke(token, bearer), True, identity)
+        self._persist(lambda: self._ask_to_revoke(token, bearer), patient, identity)
 
     def _persist(self, ask: Callable[[], _Try], patient: bool, identity: str) -> _Try:
         """Try until it is decided, the policy is exhausted, or waiting longer would be too long."""
@@ -146,17 +144,20 @@ class TokenEndpoint:
             self._journal.tell(kind, identity, None, error.request_id, milliseconds, str(error))
 
     def _ask(self, credentials: Credentials, renewed: Token | None) -> _Try:
+        from .carrier import UNREADABLE  # with the first token call, as in _carrier
+
         by_password = renewed is None and credentials.username is not None
         refresh_token = (renewed.refresh_token or "",) if renewed else ()
         headers = self._headers()
-        judge = _Judge((*credentials.secrets(), *refresh_token), by_password, headers["X-Request-Id"])
+        secrets = (*credentials.secrets(), *refresh_token)
+        judge = _Judge(secrets, by_password, headers["X-Request-Id"], refreshing=renewed is not None)
         asked_at = time.time()
         try:
             answer = self._carrier(self.environment.token_url, headers).ask(credentials, renewed, judge)
             token = Token.from_dict(answer, issued_at=asked_at)
         except OSError as error:
             return judge.unanswered(error)
-        except Exception as error:
+        except UNREADABLE as error:
             return judge.unreadable(type(error).__name__)
         return _Try(token, refreshed=renewed is not None, request_id=judge.request_id)
 
@@ -197,8 +198,11 @@ class _Judge:
     It is called as that library's compliance hook, and raises what the answer amounts to.
     """
 
-    def __init__(self, secrets: tuple[str, ...], by_password: bool, request_id: str) -> None:
+    def __init__(
+        self, secrets: tuple[str, ...], by_password: bool, request_id: str, *, refreshing: bool = False
+    ) -> None:
         self.request_id = request_id
+        self._refreshing = refreshing
         self._secrets = secrets
         self._by_password = by_password
         self._passing = False
@@ -227,6 +231,8 @@ class _Judge:
             request_id=self.request_id,
         )
         error.retry_after = _retry_after(response.headers.get("Retry-After"))
+        if self._refreshing and kind is InvalidGrantError:
+            error.args, error.advice = ("finAPI refused the refresh token",), "The user must log in again."
         return error
 
     def unanswered(self, error: OSError) -> _Try:
@@ -236,20 +242,22 @@ class _Judge:
         hopeless = self._hopeless(error)
         if hopeless is not None:
             return _Try(error=self._unusable(hopeless))
-        unsent = isinstance(error, _UNSENT) or isinstance(_reason(error), NewConnectionError)
+        unsent = _unsent(error)
         what = "no connection to finAPI's token endpoint" if unsent else "finAPI's token endpoint did not answer"
-        return _Try(error=self._unusable(f"{what} ({type(error).__name__})"), again=unsent or not self._by_password)
+        cause = type(_reason(error) or error).__name__
+        return _Try(error=self._unusable(f"{what} ({cause})"), again=unsent or not self._by_password)
 
     def _hopeless(self, error: OSError) -> str | None:
         """Return what is wrong if to try again would not help."""
         if not isinstance(error, requests.RequestException):  # a certificate file that is not there
             return f"the call to finAPI's token endpoint could not be sent: {redact(str(error), self._secrets)}"
         if isinstance(error, requests.TooManyRedirects):
-            return "finAPI's token endpoint redirects: check the base URL"
+            return "finAPI's token endpoint redirects"
         if isinstance(error, ValueError):
             return f"the call to finAPI's token endpoint could not be sent ({type(error).__name__})"
         if _distrusted(_reason(error)):
-            return f"no trust in finAPI's token endpoint ({type(error).__name__}); see verify"
+            how = "set verify on the client's session, or REQUESTS_CA_BUNDLE; a single call's is not used here"
+            return f"no trust in finAPI's token endpoint ({type(error).__name__}): {how}"
         return None
 
     def unreadable(self, reason: str) -> _Try:
@@ -290,6 +298,15 @@ def _as_revocation_error(error: FinapiError) -> RevocationError:
 def _reason(error: OSError) -> object:
     """Return what urllib3 gave up for."""
     return getattr(error.args[0] if error.args else None, "reason", None)
+
+
+def _unsent(error: OSError) -> bool:
+    """Tell whether no connection came about, so that surely nothing was judged."""
+    reason = _reason(error)
+    # urllib3 calls whatever goes wrong behind a proxy a ProxyError, an answer that broke off included.
+    reason = getattr(reason, "original_error", reason)
+    no_tunnel = type(reason) is OSError and str(reason).startswith("Tunnel connection failed")
+    return isinstance(error, requests.exceptions.ConnectTimeout) or isinstance(reason, NewConnectionError) or no_tunnel
 
 
 def _distrusted(reason: object) -> bool:

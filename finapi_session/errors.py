@@ -20,7 +20,7 @@ None of them holds a secret, nor a request or a response that does: they may be 
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import requests
 
@@ -35,7 +35,8 @@ class FinapiError(requests.RequestException):
     asks to be called again; each is ``None`` where there is none.
     """
 
-    advice: ClassVar[str] = ""
+    #: What to do next, as the message says it.
+    advice: str = ""
     retry_after: float | None = None
 
     def __init__(
@@ -61,7 +62,7 @@ class FinapiError(requests.RequestException):
         return f"{text} [request id {self.request_id}]" if self.request_id else text
 
     def again(self: _Error) -> _Error:
-        """Return an equal error without this one's traceback, to be raised in another call."""
+        """Return an equal error without this one's traceback, to be raised in another thread or call."""
         return copy.copy(self).with_traceback(None)
 
 
@@ -105,6 +106,8 @@ class LoginRequiredError(TokenError):
 
 class TokenEndpointError(TokenError):
     """The token endpoint gave no usable answer: unreachable, overloaded, or not speaking OAuth."""
+
+    advice = "Check base URL, network, proxies and verify, or try again later."
 
 
 class RevocationError(FinapiError):

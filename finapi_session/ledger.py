@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from .record import Record
 from .standing import Standing
 from .stores.protocol import TokenStore
 
+# Seconds after which a store that did not take a record is tried again.
+_LOOK_AGAIN = 10.0
 # What is remembered for a store that fails later: enough for the identities of a busy process.
 _MOST_REMEMBERED = 1000
 
@@ -59,6 +62,7 @@ class Ledger:
             return remembered
         self._failing.discard("get")
         if key in self._unsaved and remembered.serial > stored.serial:
+            self.save(key, remembered)
             return remembered
         self._remember(key, stored)
         return stored
@@ -68,6 +72,15 @@ class Ledger:
         self._remember(key, record)
         with self._saving(key, "set"):
             self.store.set(key, record.dumps())
+
+    def look_again(self, key: str) -> float:
+        """Return the epoch second at which to try again to save what the store did not take; infinite if it did."""
+        return time.time() + _LOOK_AGAIN if key in self._unsaved else math.inf
+
+    def settle(self) -> None:
+        """Try once more to save what the store did not take."""
+        for key in list(self._unsaved):
+            self.load(key)
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""

@@ -49,7 +49,7 @@ class Refusal:
 
     @classmethod
     def of(cls, error: TokenError, *, for_good: bool, now: float) -> Refusal:
-        """Keep *error*; only a refused password is refused for good."""
+        """Keep *error*; only a password and a refresh token are refused for good."""
         return cls(
             error=type(error).__name__,
             what=error.args[0],

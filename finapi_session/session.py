@@ -10,6 +10,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
+from http.cookiejar import CookieJar
 from typing import Any, TypeVar
 
 import requests
@@ -20,6 +21,7 @@ from urllib3.util import Retry
 from .auth import BearerAuth, bearer_auth_of
 from .endpoint import RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
+from .errors import FinapiError
 from .events import Journal, Listener
 from .grants import Identity, Secret
 from .ledger import Ledger
@@ -98,7 +100,8 @@ class FinapiSession(requests.Session):
         self._client = self._source(client, given if username is None else None)
         self._own = self._client if username is None else self._source(identity, given)
         self._parent: FinapiSession | None = None
-        self._users: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
+        # By id: a set of them could not be read while another thread adds one.
+        self._users: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
         # The tokens of users whose sessions nobody holds any more: close() gives them back too.
         self._left: dict[str, TokenSource] = {}
         self.auth = BearerAuth(self._own, self.environment)
@@ -133,12 +136,12 @@ class FinapiSession(requests.Session):
         session = type(self).__new__(type(self))
         session.__dict__.update(self.__dict__)
         session.headers, session.cookies = self.headers.copy(), RequestsCookieJar()
-        session.proxies, session.params = dict(self.proxies), dict(self.params)
+        session.proxies, session.params = dict(self.proxies), copy.copy(self.params)
         session.hooks = {event: copy.copy(hooks) for event, hooks in self.hooks.items()}
         session._parent = self._parent or self
         session._own = self._source(identity)
         session.auth = BearerAuth(session._own, self.environment)
-        self._users.add(session)
+        self._users[id(session)] = session
         if session.revoke_on_close:
             weakref.finalize(session, _leave, session._own, self._left).atexit = False
         return session
@@ -159,16 +162,14 @@ class FinapiSession(requests.Session):
 
         Never raises for a failed revocation: that is logged.
         """
-        for session in list(self._users) if self._parent is None else ():
-            session.close()
-        if self.revoke_on_close:
-            self._revoke_quietly()
+        self._revoke_quietly()
+        self._ledger.settle()
         if self._parent is None:
             super().close()
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
-        url = self.environment.absolute(request.url or "")
+        url = "" if request.url is None else self.environment.absolute(request.url)
         if self.environment.trusts(url):
             _check_headers(self.headers)
             _check_headers(request.headers or {})
@@ -184,12 +185,20 @@ class FinapiSession(requests.Session):
         """Send *request* as requests does, with the session's timeout where the call names none."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
-        if not self.environment.trusts(request.url) and isinstance(request.headers.get("Authorization"), Bearer):
-            del request.headers["Authorization"]  # it was prepared for another address
+        if isinstance(request.headers.get("Authorization"), Bearer):
+            self._renew_auth(request)
         response = super().send(request, **kwargs)
         if self.raise_for_error:
             raise_for_error(response)
         return response
+
+    def _renew_auth(self, request: requests.PreparedRequest) -> None:
+        """See to it that a request that was prepared long ago, or for another address, carries what it may now."""
+        auth = bearer_auth_of(request)
+        if auth is not None:
+            auth.renew(request)
+        elif not self.environment.trusts(request.url):
+            del request.headers["Authorization"]
 
     def merge_environment_settings(
         self, url: str, proxies: Any, stream: bool | None, verify: Any, cert: Any
@@ -204,7 +213,7 @@ class FinapiSession(requests.Session):
         auth = bearer_auth_of(prepared_request)
         sent = response.request.headers.get("Authorization")
         if auth is not None and isinstance(sent, Bearer):
-            auth.redirected(prepared_request)
+            auth.renew(prepared_request)
         elif auth is None or sent is not None:
             super().rebuild_auth(prepared_request, response)
 
@@ -213,27 +222,36 @@ class FinapiSession(requests.Session):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._users, self._left = weakref.WeakSet(), {}
+        self._users, self._left = weakref.WeakValueDictionary(), {}
         if self._parent is None:
             _roots.add(self)
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
         return TokenSource(identity, self._endpoint, self._ledger, self._journal, self._leeway, token)
 
-    def _revoke(self, source: TokenSource) -> None:
-        source.revoke(None if source is self._client else BearerAuth(self._client, self.environment))
+    def _revoke(self, source: TokenSource, *, patient: bool = True) -> None:
+        source.revoke(None if source is self._client else BearerAuth(self._client, self.environment), patient=patient)
 
     def _revoke_quietly(self) -> None:
-        """Revoke what this session holds, the users' tokens first: the client's is needed for that."""
-        sources = [self._own] if self._parent else [*self._left.values(), self._own, self._client]
-        for source in sources:
-            if source.held is not None:
-                try:
-                    self._revoke(source)
-                except Exception as error:
-                    self._journal.tell(
-                        "failed", str(source.identity), reason=f"{type(error).__name__} on close; the token lives on"
-                    )
+        """Revoke what is to be revoked on close, one try each, until finAPI does not answer."""
+        for source in self._to_revoke():
+            if source.held is None:
+                continue
+            try:
+                self._revoke(source, patient=False)
+            except Exception as error:
+                reason = f"{type(error).__name__} on close; the token lives on"
+                self._journal.tell("failed", str(source.identity), reason=reason)
+                if isinstance(error, FinapiError) and error.status is None:
+                    break  # nobody waits for an exit that waits for each token
+
+    def _to_revoke(self) -> list[TokenSource]:
+        """Return whose tokens end with this session, the users' first: the client's is needed for that."""
+        own = [self._own] if self.revoke_on_close else []
+        if self._parent is not None:
+            return own
+        users = [user._own for ref in self._users.valuerefs() if (user := ref()) and user.revoke_on_close]
+        return [*users, *self._left.values(), *own, *([self._client] if own and self._own is not self._client else [])]
 
 
 def _leave(source: TokenSource, left: dict[str, TokenSource]) -> None:
@@ -270,7 +288,9 @@ def _leeway(given: float) -> float:
 
 def _timeout(given: Timeout) -> Timeout:
     parts = given if isinstance(given, tuple) else (given, given)
-    sound = [part is None or (isinstance(part, (int, float)) and 0 < part <= _LONGEST) for part in parts]
+    sound = [
+        part is None or (isinstance(part, (int, float)) and part is not True and 0 < part <= _LONGEST) for part in parts
+    ]
     if len(parts) != 2 or not all(sound):
         raise ValueError(f"timeout must be seconds above 0, or a pair (connect, read) of them, not {given!r:.80}")
     return given
@@ -293,8 +313,6 @@ def _listener(given: Listener | None) -> Listener | None:
 
 
 def _request_ids(given: str | Callable[[], str]) -> Callable[[], str]:
-    if given is new_request_id:
-        return new_request_id
     if isinstance(given, str):
         return partial(str, _check_request_id(given))
     if not callable(given):
@@ -331,8 +349,9 @@ def _renew_in_child() -> None:
     for ever. The parent's pools are kept, untouched: to close them would take such locks.
     """
     for session in list(_roots):
-        for jar in (session.cookies, *(user.cookies for user in session._users)):
-            vars(jar)["_cookies_lock"] = threading.RLock()
+        for jar in (session.cookies, *(user.cookies for user in session._users.values())):
+            if isinstance(jar, CookieJar):
+                vars(jar)["_cookies_lock"] = threading.RLock()
         for adapter in session.adapters.values():
             if isinstance(adapter, HTTPAdapter):
                 _parents_pools.append((adapter.poolmanager, adapter.proxy_manager))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -118,19 +119,19 @@ class TokenSource:
         if seconds:
             self._stand_still(token.authorization, "the API rejects what finAPI gives", seconds)
 
-    def revoke(self, bearer: AuthBase | None = None) -> None:
+    def revoke(self, bearer: AuthBase | None = None, *, patient: bool = True) -> None:
         """Revoke the identity's token, held or stored, and forget it and what finAPI refused.
 
-        *bearer* is the client's; without it the token, being the client's own, proves itself. Raises
-        :class:`RevocationError` and keeps the token, so that it can be tried again.
+        *bearer* is the client's; without it the token, being the client's own, proves itself. What is passing is
+        tried again if *patient*. Raises :class:`RevocationError` and keeps the token, so that it can be tried again.
         """
         with self._turn():
             credentials = self.identity.credentials()
             key = self._key(credentials)
             with self._ledger.lock(key):
-                token = self._newest(self._ledger.load(key), credentials).token
+                token = self._known(self._ledger.load(key), credentials)[0].token
                 if token is not None and (token.refresh_token or not token.expired(time.time())):
-                    self._endpoint.revoke(str(self.identity), token, bearer)
+                    self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
                 self._ledger.forget(key)
                 self._record, self._held = Record(), None
                 self._standing.go_on()
@@ -146,9 +147,10 @@ class TokenSource:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
         if time.time() < self._standing.early_from:
             return
-        with _unless_taken(self._standing.early()) as first, _unless_taken(self._lock()) as free:
+        with _unless_taken(self._standing.renewing()) as first, _unless_taken(self._lock()) as free:
             if first and free and self._held is held:
-                self._try_early(held)
+                with self._taking_turn():
+                    self._try_early(held)
 
     def _try_early(self, held: _Held) -> None:
         try:
@@ -187,23 +189,24 @@ class TokenSource:
         return credentials
 
     def _obtain(self, need: _Need, entered: float) -> Token:
-        """Take a usable token from the store, else ask finAPI for one; one process at a time.
+        """Take a usable token from the store, else ask finAPI for one; one thread and one process at a time.
 
         Who *entered* (monotonic seconds) while another thread failed shares its error.
         """
         found = self._find(need)
         if found is not None:
             return found
-        with self._ledger.lock(need.key):
+        with _taken(self._standing.renewing()), self._ledger.lock(need.key):
             stored = self._ledger.load(need.key)
-            known = self._newest(stored, need.credentials)
-            if self._serves(known, need):
-                return self._adopt(known)
+            known = self._known(stored, need.credentials)
+            for record in known:
+                if self._serves(record, need):
+                    return self._adopt(need, stored, record)
             failure = self._standing.failure
             if failure is not None and failure.answers(entered):
                 raise failure.again()
             try:
-                return self._ask(need, stored, known)
+                return self._ask(need, stored, known[0])
             except TokenError as error:
                 if not need.early:
                     rest = min(error.retry_after or 0.0, _LONGEST_REST)
@@ -211,16 +214,20 @@ class TokenSource:
                 raise
 
     def _find(self, need: _Need) -> Token | None:
-        """Take a usable token from the store, or what the caller gave."""
-        found = self._newest(self._ledger.load(need.key), need.credentials)
-        return self._adopt(found) if self._serves(found, need) else None
+        """Take a usable token from the store, if that is where the newest one is."""
+        stored = self._ledger.load(need.key)
+        newest = self._known(stored, need.credentials)[0]
+        return self._adopt(need, stored, newest) if newest is stored and self._serves(stored, need) else None
 
-    def _newest(self, stored: Record, credentials: Credentials) -> Record:
-        """Return the newer one of what is stored for this very password and what is held."""
+    def _known(self, stored: Record, credentials: Credentials) -> list[Record]:
+        """Return what is held and what is stored for this very password, as far as they count, the newer one first."""
         ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
-        if not ours or stored.token is None or stored.serial < self._record.serial:
-            return self._record
-        return self._record if _outlives(self._record.token, stored.token) else stored
+        if not ours or stored.token is None:
+            return [self._record]
+        held_first = stored.serial < self._record.serial or _outlives(self._record.token, stored.token)
+        known = [self._record, stored] if held_first else [stored, self._record]
+        # Who has no password cannot get another token: for them the older one counts, too.
+        return known if credentials.username is not None and credentials.password is None else known[:1]
 
     def _serves(self, record: Record, need: _Need) -> bool:
         now, token = time.time(), record.token
@@ -228,16 +235,22 @@ class TokenSource:
             return False
         return not need.early or now < record.fresh_until(self._leeway)
 
-    def _adopt(self, record: Record) -> Token:
-        token = self._hold(record)
+    def _adopt(self, need: _Need, stored: Record, record: Record) -> Token:
+        """Hold the token of *record*; the caller's own is stored, but not over one had with another password."""
+        fingerprint = need.credentials.fingerprint
+        if record is not stored and (stored.token is None or stored.fingerprint == fingerprint):
+            record = stored.next(max(time.time(), record.serial), token=record.token, fingerprint=fingerprint)
+            self._ledger.save(need.key, record)
+        token = self._hold(record, self._ledger.look_again(need.key))
         expires_in = None if token.expires_at is None else token.expires_at - time.time()
         self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
         return token
 
-    def _hold(self, record: Record) -> Token:
+    def _hold(self, record: Record, look_again: float = math.inf) -> Token:
         assert record.token is not None
         self._standing.failure = None
-        self._record, self._held = record, _Held(record.token, record.fresh_until(self._leeway))
+        fresh_until = min(record.fresh_until(self._leeway), look_again)
+        self._record, self._held = record, _Held(record.token, fresh_until)
         return record.token
 
     def _ask(self, need: _Need, stored: Record, known: Record) -> Token:
@@ -247,13 +260,13 @@ class TokenSource:
         if refusal is not None and (refusal.until is not None or not refreshable):
             raise refusal.to_error()
         try:
-            token = self._exchange(need, stored, known.token, refusal)
+            token = self._exchange(need, known.token, refusal)
         except TokenError as error:
             self._keep_refusal(need, error)
             raise
         return self._keep(need, stored, known, token)
 
-    def _exchange(self, need: _Need, stored: Record, last: Token | None, refusal: Refusal | None) -> Token:
+    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
         """Get a token by the refresh token; without one, or if it is refused, by the password, once.
 
         Where others renew with the same refresh token, the password goes first: it gets the token that they have.
@@ -271,8 +284,8 @@ class TokenSource:
                 return token
             except (InvalidGrantError, InvalidClientError) as error:
                 refused = error
-                if isinstance(error, InvalidGrantError) or error.code == "invalid_token":
-                    self._spend(need, stored, last)
+                if _is_about_the_token(error):
+                    self._spend(need, last)
         if refusal is not None:
             raise refusal.to_error()
         if credentials.password is None:
@@ -291,22 +304,25 @@ class TokenSource:
         record = stored.next(now, token=token, fingerprint=fingerprint, sticky=sticky)
         self._ledger.save(need.key, record)
         self._standing.given(token.authorization)
-        return self._hold(record)
+        return self._hold(record, self._ledger.look_again(need.key))
 
-    def _spend(self, need: _Need, stored: Record, last: Token) -> None:
+    def _spend(self, need: _Need, last: Token) -> None:
         """Drop the refresh token of *last*, which finAPI refused; the access token may be good still."""
         spent = replace(last, refresh_token=None)
-        self._record = replace(self._record, token=spent)
+        if self._record.token == last:
+            self._record = replace(self._record, token=spent)
+        stored = self._ledger.load(need.key)
         if stored.token == last:
             self._ledger.save(need.key, stored.next(time.time(), token=spent))
 
     def _keep_refusal(self, need: _Need, error: TokenError) -> None:
-        """Keep *error* if finAPI judged, for all processes; a wrong password for good."""
+        """Keep *error* if finAPI judged, for all processes; for good if only another password or token helps."""
         if error.status is None or isinstance(error, TokenEndpointError):
             return
         now, stored = time.time(), self._ledger.load(need.key)
+        spent = isinstance(error, LoginRequiredError) and _is_about_the_token(error)
         wrong = isinstance(error, InvalidGrantError) and need.credentials.password is not None
-        refusal = Refusal.of(error, for_good=wrong, now=now)
+        refusal = Refusal.of(error, for_good=wrong or spent, now=now)
         refusals = stored.refused(need.credentials.fingerprint, refusal)
         self._ledger.save(need.key, stored.next(now, refusals=refusals))
 
@@ -330,17 +346,19 @@ class TokenSource:
     @contextmanager
     def _turn(self) -> Iterator[float]:
         """Let one thread of this process at a time go on, and tell when it came (monotonic seconds)."""
-        entered, lock, me = time.monotonic(), self._lock(), (os.getpid(), threading.get_ident())
-        if self._whose_turn == me:
-            raise RuntimeError("on_event must not ask for a token while one is being asked for")
-        if not lock.acquire(timeout=TURN):
-            raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
-        self._whose_turn = me
-        try:
+        entered = time.monotonic()
+        if self._whose_turn == _me():
+            raise RuntimeError("on_event and callable secrets must not ask for a token while one is being asked for")
+        with _taken(self._lock()), self._taking_turn():
             yield entered
+
+    @contextmanager
+    def _taking_turn(self) -> Iterator[None]:
+        self._whose_turn = _me()
+        try:
+            yield
         finally:
             self._whose_turn = None
-            lock.release()
 
 
 class _Need(NamedTuple):
@@ -352,8 +370,22 @@ class _Need(NamedTuple):
     early: bool
 
 
+def _me() -> tuple[int, int]:
+    return os.getpid(), threading.get_ident()
+
+
 @contextmanager
-def _unless_taken(lock: threading.Lock) -> Iterator[bool]:
+def _taken(lock: threading.Lock | threading.RLock) -> Iterator[None]:
+    if not lock.acquire(timeout=TURN):
+        raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _unless_taken(lock: threading.Lock | threading.RLock) -> Iterator[bool]:
     taken = lock.acquire(blocking=False)
     try:
         yield taken
@@ -382,6 +414,13 @@ def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:
     if token.expires_at is None and last.lifetime > _LAST_SECOND:
         return replace(token, expires_at=now + _LAST_SECOND, issued_at=now)
     return token
+
+
+def _is_about_the_token(error: TokenError) -> bool:
+    """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
+    if error.code == "invalid_client":
+        return False
+    return error.status == 400 or error.code in ("invalid_grant", "invalid_token")
 
 
 def _login_required(identity: Identity, refused: TokenError | None) -> TokenError:

@@ -45,7 +45,7 @@ class Standing:
     __slots__ = (
         "failure",
         "early_from",
-        "_renewing_early",
+        "_renewing",
         "_strikes",
         "_unproven",
         "_standstill",
@@ -58,7 +58,7 @@ class Standing:
         #: Epoch seconds before which no early renewal is tried again.
         self.early_from = -math.inf
         # By process, so that a forked child never meets a lock that a thread of its parent holds.
-        self._renewing_early: dict[int, threading.Lock] = {}
+        self._renewing: dict[int, threading.RLock] = {}
         self._strikes = 0
         self._unproven: int | None = None
         self._standstill: tuple[int, float] | None = None
@@ -68,9 +68,9 @@ class Standing:
     def __reduce__(self) -> tuple[type[Standing], tuple[()]]:
         return Standing, ()
 
-    def early(self) -> threading.Lock:
-        """Return the lock of who renews early."""
-        return self._renewing_early.setdefault(os.getpid(), threading.Lock())
+    def renewing(self) -> threading.RLock:
+        """Return the lock of who renews in this process, whatever the store's lock does."""
+        return self._renewing.setdefault(os.getpid(), threading.RLock())
 
     def given(self, bearer: str) -> None:
         """Note that finAPI has just given the token of *bearer*."""

@@ -295,17 +295,19 @@ def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority,
 # --- what errors say --------------------------------------------------------------------------------------------
 
 ELSEWHERE = {"Location": "https://127.0.0.1:9/oauth/token"}
+ADVICE = "Check base URL, network, proxies and verify, or try again later."
 SAID = {
     "down": (Answer(503), "finAPI's token endpoint is unavailable (503)."),
     "elsewhere": (Answer(404), "there is no token endpoint of finAPI at this address (404)."),
-    "redirect": (Answer(307, headers=ELSEWHERE), "finAPI's token endpoint redirects: check the base URL."),
+    "redirect": (Answer(307, headers=ELSEWHERE), "finAPI's token endpoint redirects."),
     "html": (Answer(200, "<html>"), "finAPI's token endpoint gave an unreadable answer (MissingTokenError)."),
     "dropped": (Answer(drop=True), "finAPI's token endpoint did not answer (ConnectionError)."),
 }
 NOTHING_SENT: dict[str, tuple[Callable[[FinapiSession], object], str]] = {
     "untrusted": (
         lambda session: setattr(session, "verify", True),
-        "no trust in finAPI's token endpoint (SSLError); see verify.",
+        "no trust in finAPI's token endpoint (SSLError): set verify on the client's session, or REQUESTS_CA_BUNDLE; "
+        "a single call's is not used here.",
     ),
     "no certificate": (
         lambda session: setattr(session, "cert", "/nowhere/secret.pem"),
@@ -355,7 +357,7 @@ def test_what_an_unusable_answer_is_called(kind: str, numbered: FinapiSession, a
     authority.answers = [answer]
     with pytest.raises(TokenEndpointError) as caught:
         numbered.fetch_token()
-    assert str(caught.value) == f"{said} [request id r-7]" and caught.value.request_id == "r-7"
+    assert str(caught.value) == f"{said} {ADVICE} [request id r-7]" and caught.value.request_id == "r-7"
 
 
 @pytest.mark.parametrize("kind", NOTHING_SENT)
@@ -365,7 +367,7 @@ def test_what_a_call_that_was_not_sent_is_called(kind: str, numbered: FinapiSess
     prepare(numbered)
     with pytest.raises(TokenEndpointError) as caught:
         numbered.fetch_token()
-    assert str(caught.value) == f"{said} [request id r-7]"
+    assert str(caught.value) == f"{said} {ADVICE} [request id r-7]"
 
 
 @pytest.mark.parametrize("code", ["invalid_client", "invalid_grant"])

@@ -13,6 +13,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -270,10 +271,10 @@ def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox
     standing = sandbox.session()._own._standing
 
     def taken() -> Worked:
-        return Worked([] if standing.early().acquire(blocking=False) else ["taken"], 0.0)
+        return Worked([] if standing.renewing().acquire(blocking=False) else ["taken"], 0.0)
 
-    with standing.early():
-        assert taken().wrong == ["taken"]
+    with standing.renewing(), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(taken).result().wrong == ["taken"]
         worked = in_children(taken, tmp_path)
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
 

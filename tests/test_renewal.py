@@ -1050,6 +1050,7 @@ def test_workers_without_a_shared_store_at_once(sandbox: Sandbox) -> None:
     """Workers that meet expired tokens in the same moment settle: after two rounds a third costs next to no call."""
     four = workers(sandbox, 4)
     for _ in range(3):
+        time.sleep(1.1)  # longer than the pause after two replays that were killed
         sandbox.expire_tokens("alice")
         calls = sandbox.count(CALLS)
         with ThreadPoolExecutor(4) as pool:

@@ -1,0 +1,418 @@
+"""What would have hurt in production: each case was reproduced by a reader who tried to break the library."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import requests
+from requests.adapters import BaseAdapter
+
+from finapi_session import (
+    FinapiSession,
+    InvalidGrantError,
+    LoginRequiredError,
+    MemoryStore,
+    TokenEndpointError,
+    TokenEvent,
+)
+from finapi_session.testing import Sandbox
+
+ECHO = "/api/v2/tests/echo"
+CALLS = "/oauth/token"
+
+
+def without_password(sandbox: Sandbox, store: MemoryStore, **options: Any) -> FinapiSession:
+    """A session for alice that has no password, as in a worker of its own."""
+    client = (sandbox.client_id, sandbox.client_secret)
+    session = FinapiSession(*client, username="alice", environment=sandbox.environment, store=store, **options)
+    session.verify, session.trust_env = sandbox.ca_bundle, False
+    return session
+
+
+# --- a password is sent once -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxy() -> Iterator[str]:
+    """A proxy that tunnels, and refuses to for the host called refused."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+def _accept(listener: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            threading.Thread(target=_tunnel, args=(listener.accept()[0],), daemon=True).start()
+
+
+def _tunnel(client: socket.socket) -> None:
+    with client, suppress(OSError):
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += client.recv(4096)
+        host, _, port = head.split()[1].decode().partition(":")
+        if host == "localhost":
+            client.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            return
+        with socket.create_connection((host, int(port))) as server:
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            threading.Thread(target=_pump, args=(server, client), daemon=True).start()
+            _pump(client, server)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_a_password_whose_answer_is_lost_behind_a_proxy_is_sent_once(sandbox: Sandbox, proxy: str) -> None:
+    """urllib3 calls an answer that broke off behind a proxy a ProxyError, which is no proof that nothing was judged."""
+    alice = sandbox.session("alice", "wrong")
+    alice.proxies = {"https": proxy}
+    sandbox.answer_next("lose", path=CALLS, times=9)
+    with pytest.raises(TokenEndpointError, match="did not answer"):
+        alice.fetch_token()
+    assert sandbox.count(CALLS) == 1 and sandbox.users["alice"].failed_logins == 1
+
+
+def test_a_proxy_that_makes_no_tunnel_has_judged_nothing(sandbox: Sandbox, proxy: str) -> None:
+    """Where the proxy refuses, a password was not sent, and may be tried again."""
+    alice = sandbox.session("alice", environment=replace(sandbox.environment, base_url="https://localhost:9"))
+    alice.proxies = {"https": proxy}
+    asked = []
+    alice._endpoint._request_id = lambda: asked.append(1) or "r"  # type: ignore[func-returns-value]
+    with pytest.raises(TokenEndpointError, match="no connection"):
+        alice.fetch_token()
+    assert len(asked) == 4
+
+
+def test_a_wrong_password_is_sent_once_however_slow_the_answer(sandbox: Sandbox) -> None:
+    """Sessions of one process do not go on without the lock of their store while one of them waits for finAPI."""
+    client = sandbox.session(store=MemoryStore(lock_timeout=0.05))
+    sandbox.latency = {CALLS: 0.5}
+
+    def sign_in(_: int) -> None:
+        with pytest.raises(InvalidGrantError):
+            client.user("alice", "wrong").fetch_token()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(sign_in, range(4)))
+    assert sandbox.count(CALLS) == 1
+
+
+# --- a token is not lost -----------------------------------------------------------------------------------------
+
+
+def test_a_token_given_beats_a_dead_one_in_the_store(sandbox: Sandbox) -> None:
+    """A user without a password uses the live token that she was given, whatever spent one is stored."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    sandbox.revoke_tokens("alice", refresh=True)
+    fresh = sandbox.session("alice").fetch_token().to_dict()
+    alice = without_password(sandbox, store, token={name: fresh[name] for name in ("access_token", "refresh_token")})
+    alice._ledger.save(_key(alice), _expired(alice))
+    assert alice.get(ECHO).status_code == 200
+
+
+def _key(session: FinapiSession) -> str:
+    return session._own._key(session._own.identity.credentials())
+
+
+def _expired(session: FinapiSession) -> Any:
+    stored = session._ledger.load(_key(session))
+    assert stored.token is not None
+    return replace(stored, token=replace(stored.token, expires_at=time.time() - 1))
+
+
+def test_a_token_given_is_stored(sandbox: Sandbox) -> None:
+    """What was had elsewhere is there for the next process."""
+    store = MemoryStore()
+    token = sandbox.session("alice").fetch_token()
+    assert without_password(sandbox, store, token=token).get(ECHO).status_code == 200
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+    assert sandbox.count(CALLS) == 1
+
+
+class Shaky(MemoryStore):
+    """A store that fails to write as often as it is told to, and whose locks may be down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures = 0
+        self.locks = True
+
+    def set(self, key: str, value: str) -> None:
+        """Write, or fail."""
+        if self.failures:
+            self.failures -= 1
+            raise OSError("disk full")
+        super().set(key, value)
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Lock, or fail."""
+        if not self.locks:
+            raise OSError("locks are down")
+        with super().lock(key):
+            yield
+
+
+@pytest.mark.parametrize("later", ["close", "call"])
+def test_a_refresh_token_that_the_store_did_not_take_is_saved_later(
+    later: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One failed write does not lose a replaced refresh token: it is written on close, or by a call ten seconds on."""
+    sandbox.rotate_refresh_tokens = True
+    store = Shaky()
+    sandbox.session("alice", store=store).fetch_token()
+    alice = without_password(sandbox, store)
+    alice.get(ECHO)
+    sandbox.expire_tokens("alice")
+    store.failures = 1
+    assert alice.get(ECHO).status_code == 200
+    if later == "close":
+        alice.close()
+    else:
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + 11)
+        assert alice.get(ECHO).status_code == 200
+    sandbox.expire_tokens("alice")
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_who_loses_a_race_for_a_refresh_token_leaves_the_winners_in_the_store(sandbox: Sandbox) -> None:
+    """Without a lock, a refused refresh token is not written over the one that a sibling has just had."""
+    sandbox.rotate_refresh_tokens = True
+    store = Shaky()
+    sandbox.session("alice", store=store).fetch_token()
+    winner, loser = (without_password(sandbox, store) for _ in range(2))
+    for session in (winner, loser):
+        session.get(ECHO)
+    store.locks = False
+    sandbox.expire_tokens("alice")
+    sandbox.latency = {CALLS: 0.3}
+
+    def call(session: FinapiSession, after: float) -> Any:
+        time.sleep(after)
+        with suppress(LoginRequiredError):
+            session.get(ECHO)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(call, (winner, loser), (0.0, 0.15)))
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 2
+    sandbox.latency = 0
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_user_who_logs_in_again_renews_at_once(sandbox: Sandbox) -> None:
+    """That an older refresh token was refused says nothing of the new one."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    worker = without_password(sandbox, store)
+    worker.get(ECHO)
+    sandbox.change_password("alice", "new-password")
+    with pytest.raises(LoginRequiredError):
+        worker.get(ECHO)
+    sandbox.session("alice", "new-password", store=store).fetch_token()
+    assert worker.get(ECHO).status_code == 200
+    sandbox.expire_tokens("alice")
+    assert worker.get(ECHO).status_code == 200
+
+
+def test_a_clock_put_right_does_not_keep_a_worker_from_a_stored_token(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record of the time when the clock was fast does not outlast its tokens for who has no password."""
+    store, right = MemoryStore(), time.time
+    with monkeypatch.context() as fast:
+        fast.setattr(time, "time", lambda: right() + 1800)
+        sandbox.session("alice", store=store).fetch_token()
+        worker = without_password(sandbox, store)
+        worker.get(ECHO)
+    sibling = sandbox.session("alice", store=store)
+    sibling.revoke()
+    sibling.fetch_token()
+    with suppress(LoginRequiredError):
+        worker.get(ECHO)
+    assert worker.get(ECHO).status_code == 200
+
+
+# --- nothing leaks, nothing hangs --------------------------------------------------------------------------------
+
+
+def test_a_pickled_answer_holds_no_secret(sandbox: Sandbox) -> None:
+    """A cache or a queue that pickles answers, or requests' errors, gets no more than with requests itself."""
+    alice = sandbox.session("alice", lambda: "her-password", on_event=lambda _: None)
+    answer = alice.get(ECHO)
+    token = alice.fetch_token()
+    sandbox.answer_next("drop", path=ECHO)
+    with pytest.raises(requests.ConnectionError) as caught:
+        alice.get(ECHO)
+    for thing in (answer, caught.value):
+        pickled = pickle.dumps(thing)
+        for secret in (sandbox.client_secret, "her-password", token.refresh_token or ""):
+            assert secret.encode() not in pickled
+    again = pickle.loads(pickle.dumps(answer))
+    assert again.json() == answer.json()
+    assert requests.Session().send(again.request, verify=sandbox.ca_bundle).status_code == 200
+
+
+class TimeIsUp(Exception):
+    """What a signal handler raises, as Celery's does."""
+
+
+def test_a_time_limit_by_signal_comes_through(sandbox: Sandbox) -> None:
+    """What a handler raises in the middle of a token call is the caller's, not an unreadable answer to try again."""
+
+    def ring(*_: object) -> None:
+        raise TimeIsUp("soft time limit")
+
+    sandbox.latency = {CALLS: 1.0}
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(TimeIsUp, match="soft time limit"):
+            sandbox.session().fetch_token()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_listener_that_calls_in_an_early_renewal_is_told_at_once(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait for itself; the library says what it must not do, and the renewal goes on."""
+    said: list[str] = []
+
+    def listen(event: TokenEvent) -> None:
+        if event.kind == "renewed":
+            try:
+                alice._own.renew(alice._own._record.token.authorization)  # type: ignore[union-attr]
+            except RuntimeError as error:
+                said.append(str(error))
+
+    alice = sandbox.session("alice", on_event=listen)
+    alice.get(ECHO)
+    token = alice._own._record.token
+    assert token is not None
+    now = time.time()
+    alice._own._hold(replace(alice._own._record, token=replace(token, expires_at=now + 20, issued_at=now - 3600)))
+    alice._ledger.save(_key(alice), alice._own._record)
+    assert alice.get(ECHO).status_code == 200
+    assert said == ["on_event and callable secrets must not ask for a token while one is being asked for"]
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_close_tries_each_revocation_once(times: int, sandbox: Sandbox) -> None:
+    """An exit does not wait for a finAPI that is overloaded."""
+    client = sandbox.session()
+    for session in (client, client.user("alice", "her-password")):
+        session.get(ECHO)
+    sandbox.answer_next(503, path="/oauth/revoke", times=times)
+    client.close()
+    assert sandbox.count("/oauth/revoke") == 2
+
+
+def test_close_does_not_wait_for_a_finapi_that_is_gone(sandbox: Sandbox) -> None:
+    """The first revocation without an answer is the last one."""
+    client = sandbox.session()
+    users = [client.user("alice", "her-password"), client.user(sandbox.username, sandbox.password)]
+    for session in (client, *users):
+        session.get(ECHO)
+    sandbox.answer_next("drop", path="/oauth/revoke", times=9)
+    client.close()
+    assert sandbox.count("/oauth/revoke") == 1
+
+
+def test_close_while_other_threads_make_users(sandbox: Sandbox) -> None:
+    """close() raises nothing and closes everything, whoever makes sessions meanwhile."""
+    client = sandbox.session()
+    interval, stop, made = sys.getswitchinterval(), threading.Event(), []
+
+    def make() -> None:
+        while not stop.is_set():
+            made.append(client.user("alice", "her-password"))
+            del made[:-20]
+
+    sys.setswitchinterval(1e-5)
+    thread = threading.Thread(target=make)
+    thread.start()
+    try:
+        for _ in range(2000):
+            client.close()
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
+# --- as requests does it -----------------------------------------------------------------------------------------
+
+
+def test_a_prepared_request_sent_again_carries_the_token_of_now(sandbox: Sandbox) -> None:
+    """A request that was prepared with a token that is dead by now costs no 401."""
+    session = sandbox.session()
+    prepared = session.prepare_request(requests.Request("GET", ECHO))
+    session.send(prepared)
+    sandbox.revoke_tokens()
+    session.get(ECHO)
+    before = sandbox.count(ECHO)
+    assert [session.send(prepared).history for _ in range(3)] == [[], [], []]
+    assert sandbox.count(ECHO) == before + 3
+
+
+class Bare(BaseAdapter):
+    """An adapter that says of an answer no more than requests itself needs."""
+
+    def __init__(self, inner: BaseAdapter) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        """Send by the adapter inside, and forget how."""
+        answer = self.inner.send(request, *args, **options)
+        del answer.connection  # type: ignore[attr-defined]
+        return answer
+
+    def close(self) -> None:
+        """Close the adapter inside."""
+        self.inner.close()
+
+
+def test_an_adapter_that_does_not_say_how_it_sent(sandbox: Sandbox) -> None:
+    """A 401 that cannot be sent again is returned, and the next call has a new token."""
+    session = sandbox.session()
+    session.mount("https://", Bare(session.get_adapter(sandbox.base_url)))
+    session.get(ECHO)
+    sandbox.revoke_tokens()
+    assert [session.get(ECHO).status_code for _ in range(2)] == [401, 200]
+
+
+def test_no_url_is_an_error_as_in_requests(sandbox: Sandbox) -> None:
+    """Nothing is sent for a URL that is ``None``."""
+    with pytest.raises(requests.exceptions.MissingSchema):
+        sandbox.session().get(None)  # type: ignore[arg-type]
+    assert sandbox.calls == []
+
+
+def test_parameters_of_a_session_may_be_text(sandbox: Sandbox) -> None:
+    """A user's session has the client's parameters, in whichever form requests takes them."""
+    client = sandbox.session()
+    client.params = "search=Sparkasse"  # type: ignore[assignment]
+    assert client.user("alice", "her-password").params == "search=Sparkasse"
