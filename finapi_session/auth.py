@@ -22,8 +22,8 @@ from .tokens import Bearer
 class BearerAuth(AuthBase):
     """Sends the token of *source* to the origins that *environment* trusts, and heals a 401 once.
 
-    May be shared by threads and sessions. Sending raises a :class:`~finapi_session.TokenError` if no token can
-    be had.
+    ``session.auth`` is one, for single calls and for other sessions: nobody makes it by hand. May be shared by
+    threads and sessions. Sending raises a :class:`~finapi_session.TokenError` if no token can be had.
     """
 
     def __init__(self, source: TokenSource, environment: Environment) -> None:
@@ -98,8 +98,6 @@ def _rewind(request: requests.PreparedRequest) -> bool:
     """Set the body back to where it started; tell whether it can be sent again."""
     if request.body is None or isinstance(request.body, (bytes, bytearray, str)):
         return True
-    if not isinstance(request._body_position, int):
-        return False
     try:
         rewind_body(request)
     except UnrewindableBodyError:

@@ -25,6 +25,7 @@ from . import __version__, answers
 from .environment import Environment
 from .errors import FinapiError, LoginRequiredError
 from .events import TokenEvent
+from .grants import folded
 from .logins import Client, Login, Logins, StorageError, forget_client, keep_client, kept_client
 from .session import FinapiSession
 from .stores.protocol import TokenStore
@@ -242,7 +243,8 @@ def login(settings: Settings, user: str | None, client: bool) -> None:
     if user is None and not client and sys.stdin is not None and sys.stdin.isatty():
         user = click.prompt("User id (Enter for none)", default="", show_default=False, err=True) or None
     if user is not None and not client:
-        password = _password_of(user) or _ask("FINAPI_PASSWORD", "Password", hide_input=True)
+        variables = f"FINAPI_USERNAME={user} and FINAPI_PASSWORD"
+        password = _password_of(user) or _ask(variables, "Password", hide_input=True)
         _log_in(settings, asked, user, password)
 
 
@@ -497,7 +499,7 @@ def demo(context: click.Context) -> None:
 def _password_of(username: str | None) -> str | None:
     """Return ``FINAPI_PASSWORD``, unless ``FINAPI_USERNAME`` says that it is somebody else's."""
     owner = os.environ.get("FINAPI_USERNAME") or username
-    if username is None or owner is None or owner.lower() != username.lower():
+    if username is None or owner is None or folded(owner) != folded(username):
         return None
     return os.environ.get("FINAPI_PASSWORD") or None
 

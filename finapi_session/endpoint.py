@@ -284,13 +284,7 @@ def _clean(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_revocation_error(error: FinapiError) -> RevocationError:
-    failure = RevocationError(
-        f"the token was not revoked: {error.args[0]}",
-        status=error.status,
-        code=error.code,
-        description=error.description,
-        request_id=error.request_id,
-    )
+    failure = RevocationError(f"the token was not revoked: {error.args[0]}", **error.facts())
     failure.retry_after = error.retry_after
     return failure
 

@@ -61,6 +61,10 @@ class FinapiError(requests.RequestException):
         text = text if self.retry_after is None else f"{text} Try again in {self.retry_after:.0f} s."
         return f"{text} [request id {self.request_id}]" if self.request_id else text
 
+    def facts(self) -> dict[str, Any]:
+        """Return status, code, description and request id, as the constructor takes them."""
+        return {name: getattr(self, name) for name in ("status", "code", "description", "request_id")}
+
     def again(self: _Error) -> _Error:
         """Return an equal error without this one's traceback, to be raised in another thread or call."""
         return copy.copy(self).with_traceback(None)

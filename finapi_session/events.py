@@ -28,7 +28,8 @@ class TokenEvent:
     store, or given by the caller), ``revoked``, ``refused`` (finAPI will not give one), ``failed`` (no usable
     answer), ``store_failed`` or ``decided`` (why nothing was asked). ``identity`` is a client or user,
     ``environment`` finAPI's base URL, ``expires_in`` the seconds that the token is good for (``None``: for
-    ever, or there is none), ``milliseconds`` how long it took, ``reason`` what happened and what comes next.
+    ever, or there is none), ``request_id`` the id of the token call, ``milliseconds`` how long it took,
+    ``reason`` what happened and what comes next.
     """
 
     kind: str

@@ -12,7 +12,7 @@ from typing import Union
 
 from .hidden import Hidden
 
-#: A secret, or a callable that returns it, asked each time it is needed (a vault, a prompt).
+#: A secret, or a callable that returns it, asked whenever a token is looked for (a vault).
 Secret = Union[str, Callable[[], str]]
 
 
@@ -29,7 +29,7 @@ class Credentials:
         return f"<Credentials of {self}>"
 
     def __str__(self) -> str:
-        return _label(self.client_id, self.username)
+        return label(self.client_id, self.username)
 
     def key(self, token_url: str) -> str:
         """Return the name under which a store keeps this identity's token.
@@ -37,20 +37,16 @@ class Credentials:
         A wrong or rotated client secret makes another key, and so finds nothing. finAPI's user ids are
         case-insensitive.
         """
-        return self._digest("key", token_url, self._user())
+        return self._digest("key", token_url, folded(self.username))
 
     @property
     def fingerprint(self) -> str:
         """What tells this password from another one without telling the password; empty without one."""
-        return "" if self.password is None else self._digest("password", self._user(), self.password)
+        return "" if self.password is None else self._digest("password", folded(self.username), self.password)
 
     def secrets(self) -> tuple[str, ...]:
         """Return what no error may repeat."""
         return tuple(secret for secret in (self.client_secret, self.password) if secret)
-
-    def _user(self) -> str | None:
-        # Only ASCII is folded: other alphabets have letters whose lower case is somebody else's.
-        return self.username and _CAPITALS.sub(lambda match: match[0].lower(), self.username)
 
     def _digest(self, *parts: str | None) -> str:
         text = json.dumps([self.client_id, *parts])
@@ -77,7 +73,7 @@ class Identity:
             _check("username", self.username)
         if self.password is not None:
             if self.username is None:
-                raise ValueError("password needs a username")
+                raise ValueError("password needs a username (in the environment: FINAPI_USERNAME)")
             if not callable(self.password):
                 _check("password", self.password)
 
@@ -85,7 +81,7 @@ class Identity:
         return f"<Identity {self}>"
 
     def __str__(self) -> str:
-        return _label(self.client_id, self.username)
+        return label(self.client_id, self.username)
 
     def user(self, username: str, password: Secret | None) -> Identity:
         """Return a user of the same client."""
@@ -102,7 +98,16 @@ class Identity:
 _CAPITALS = re.compile("[A-Z]+")
 
 
-def _label(client_id: str, username: str | None) -> str:
+def folded(username: str | None) -> str | None:
+    """Return *username* as finAPI compares it: user ids are case-insensitive there.
+
+    Only ASCII is folded: other alphabets have letters whose lower case is somebody else's.
+    """
+    return username and _CAPITALS.sub(lambda match: match[0].lower(), username)
+
+
+def label(client_id: str, username: str | None) -> str:
+    """Return what an identity is called where people read it."""
     return f"client {client_id!r}" if username is None else f"user {username!r}"
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from .environment import Environment
-from .grants import Credentials
+from .grants import Credentials, folded, label
 from .record import Record
 from .stores.protocol import TokenStore
 
@@ -44,7 +44,7 @@ class Login:
     def of(cls, client: Client, username: str | None, environment: Environment) -> Login:
         """Return the login of a client, or of one of its users, at *environment*."""
         key = Credentials(*client, username).key(environment.token_url)
-        username = username and username.lower()
+        username = folded(username)
         return cls(client.client_id, username, environment.base_url, environment.oauth_path, key)
 
     @property
@@ -53,7 +53,7 @@ class Login:
         return Environment(self.base_url, self.oauth_path)
 
     def __str__(self) -> str:
-        return f"client {self.client_id!r}" if self.username is None else f"user {self.username!r}"
+        return label(self.client_id, self.username)
 
 
 class Logins:

@@ -50,15 +50,8 @@ class Refusal:
     @classmethod
     def of(cls, error: TokenError, *, for_good: bool, now: float) -> Refusal:
         """Keep *error*; only a password and a refresh token are refused for good."""
-        return cls(
-            error=type(error).__name__,
-            what=error.args[0],
-            status=error.status,
-            code=error.code,
-            description=error.description,
-            request_id=error.request_id,
-            until=None if for_good else now + REST,
-        )
+        until = None if for_good else now + REST
+        return cls(error=type(error).__name__, what=error.args[0], until=until, **error.facts())
 
     def holds(self, now: float) -> bool:
         """Tell whether it still counts at *now*; a clock that was set back does not prolong it."""

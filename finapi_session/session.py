@@ -49,14 +49,17 @@ def new_request_id() -> str:
 class FinapiSession(requests.Session):
     """A ``requests.Session`` for one finAPI client, or one of its users.
 
-    Its calls to *environment* carry a token that is fetched at the first call, renewed up to *leeway* seconds
-    before it expires or when finAPI rejects it, kept in *store* (in memory by default), and revoked on close
-    if *revoke_on_close* says so (by default: unless *store* is the caller's, since others may live on it).
+    *client_id* and *client_secret* are what finAPI gave the application, *username* and *password* a user's of it.
+    *environment* is an :class:`Environment`, its name (such as ``live``), or an https base URL. Calls to it carry
+    a token that is fetched at the first call, renewed up to *leeway* seconds before it expires or when finAPI rejects
+    it, kept in *store* (in memory by default), and revoked on close if *revoke_on_close* says so (by default: unless
+    *store* is the caller's, since others may live on it).
 
     *client_secret* and *password* are text, or callables that return it. *token* is a :class:`Token`, or a
     dict as OAuth libraries keep it, had elsewhere. *timeout* (seconds, or a pair for connecting and reading)
     stands in where a call names none. *request_id* makes the ``X-Request-Id`` of each call that has none, or
-    is that text. *retries* is a urllib3 ``Retry``, or a count, for passing failures of the token endpoint.
+    is that text. *retries* is a urllib3 ``Retry``, of which ``total`` and the backoff count, or a count, for passing
+    failures of the token endpoint; what is passing there is not for it to say.
     *raise_for_error* raises :class:`ApiError` on every answer of 400 and above. *on_event* is called with a
     :class:`TokenEvent` for everything that happens to a token.
 
@@ -130,7 +133,8 @@ class FinapiSession(requests.Session):
     def user(self: _Session, username: str, password: Secret | None = None) -> _Session:
         """Return a session for a user of the same client, on the same connections, settings and store.
 
-        Closing it revokes her token only, if at all, and leaves the connections open. Cookies are not shared.
+        Closing it revokes her token only, if at all, and leaves the connections open. Cookies are not shared. Her
+        token calls go by *verify*, *cert* and *proxies* of the client's session, so set them there, and before.
         """
         identity = self._client.identity.user(username, password)
         session = type(self).__new__(type(self))
@@ -147,7 +151,10 @@ class FinapiSession(requests.Session):
         return session
 
     def fetch_token(self) -> Token:
-        """Return a valid token, renewed if need be. Raises a :class:`TokenError`."""
+        """Return a valid token; finAPI is asked only if need be. Raises a :class:`TokenError`.
+
+        A thread may wait for another one's renewal, as long as that one's calls may last (``source.TURN``).
+        """
         return self._own.token()
 
     def revoke(self) -> None:

@@ -429,10 +429,4 @@ def _login_required(identity: Identity, refused: TokenError | None) -> TokenErro
         return LoginRequiredError(f"there is no token for {identity}")
     if refused.code == "invalid_client":
         return refused
-    return LoginRequiredError(
-        f"finAPI refused the refresh token of {identity}",
-        status=refused.status,
-        code=refused.code,
-        description=refused.description,
-        request_id=refused.request_id,
-    )
+    return LoginRequiredError(f"finAPI refused the refresh token of {identity}", **refused.facts())

@@ -31,8 +31,9 @@ class Bearer(Hidden):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An access token, with what came with it.
+    """An access token, with what came with it (RFC 6749, section 5.1).
 
+    ``access_token`` and ``refresh_token`` are opaque text and not shown, ``scope`` is what finAPI says of it ("all").
     ``expires_at`` is in epoch seconds by this machine's clock, ``None`` for a token that never expires;
     ``issued_at`` the epoch second at which it was asked for. Raises ``ValueError`` or ``TypeError`` for what
     cannot be a token.

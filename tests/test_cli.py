@@ -19,7 +19,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from finapi_session import cli, commands
+from finapi_session import SANDBOX, cli, commands
+from finapi_session.logins import Client, Login
 from finapi_session.testing import Sandbox
 
 PACKAGE = Path(__file__).parents[1]
@@ -1001,3 +1002,17 @@ def test_sandbox_on_a_port_that_is_taken(environ: dict[str, str], sandbox: Sandb
     """A port that is taken is told in one line, as the wrong usage that it is."""
     result = run(environ, "sandbox", "--port", sandbox.base_url.rpartition(":")[2])
     assert result.returncode == 2 and "in use" in the_line(result)
+
+
+def test_a_password_of_somebody_else_is_not_taken_for_a_users(anna: dict[str, str], sandbox: Sandbox) -> None:
+    """Without a terminal, the line says which two variables are to be set for this user."""
+    result = run(anna, "login", "--user", "alice")
+    assert result.returncode == 2 and "set FINAPI_USERNAME=alice and FINAPI_PASSWORD" in the_line(result)
+
+
+def test_users_are_told_apart_as_finapi_does() -> None:
+    """Only the case of ASCII letters does not count: two users with other keys are two in the list."""
+    client = Client("id", "secret")
+    one, same, other = (Login.of(client, name, SANDBOX) for name in ("ÄnnA", "ÄNNa", "änna"))
+    assert one == same and one.key == same.key
+    assert one != other and one.key != other.key

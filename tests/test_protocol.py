@@ -248,8 +248,9 @@ class Processes(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2))
     def a_sibling_has_renewed(self, number: int) -> None:
-        """What one process has stored, another takes without asking."""
-        fresh = self.fresh_in_store() is not None
+        """What one process has stored and finAPI honours, another takes without asking."""
+        stored = self.fresh_in_store()
+        fresh = stored is not None and self.lives(stored)
         before = len(self.finapi.calls)
         token = self.run(number, TokenSource.token)
         if fresh and isinstance(token, Token) and self.lives(token):

@@ -20,7 +20,7 @@ class RedisStore:
     Give it a ``socket_timeout``: some versions of redis-py wait for ever without one.
     ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``. ``lease`` is how many
     seconds a lock lasts at most: Redis frees the lock of a killed holder then, so it must be longer than the
-    longest token call (about 90 s).
+    longest renewal (two token calls of 70 s at the very worst).
     """
 
     def __init__(
