@@ -62,6 +62,8 @@ class Ledger:
             return remembered
         self._failing.discard("get")
         if key in self._unsaved and remembered.serial > stored.serial:
+            if remembered.refusals and remembered.token is None:  # that says nothing of the token in the store
+                remembered = stored.next(time.time(), refusals={**stored.refusals, **remembered.refusals})
             self.save(key, remembered)
             return remembered
         self._remember(key, stored)

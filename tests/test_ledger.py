@@ -167,6 +167,31 @@ def test_what_a_store_did_not_take_counts_until_it_has_something_newer() -> None
     assert ledger.load("key") == record("theirs", 3)
 
 
+def test_a_refusal_that_a_store_did_not_take_leaves_the_token_there() -> None:
+    """Once the store is back, a sibling's token counts together with what finAPI refused meanwhile."""
+    store = Failing()
+    ledger, _ = opened(store)
+    refusal = Refusal("InvalidGrantError", "no")
+    store.down = {"get", "set"}
+    ledger.save("key", Record(serial=9, refusals={"wrong": refusal}))
+    MemoryStore.set(store, "key", record("theirs", 3).dumps())
+    store.down = set()
+    for loaded in (ledger.load("key"), opened(store)[0].load("key")):
+        assert loaded.token == record("theirs").token and loaded.refusals == {"wrong": refusal}
+
+
+def test_what_was_forgotten_while_the_store_was_down_is_forgotten_there() -> None:
+    """A token that was revoked does not come back with the store."""
+    store = Failing()
+    ledger, _ = opened(store)
+    ledger.save("key", record("revoked", 3))
+    store.down = {"delete"}
+    ledger.forget("key")
+    store.down = set()
+    ledger.settle()
+    assert opened(store)[0].load("key").token is None
+
+
 def test_an_exception_of_the_body_passes_through_the_lock() -> None:
     """Whether the lock was had or not, what the body raises comes out as it is, and the lock is free."""
     for store in (Failing(), Failing("lock"), Failing("unlock")):
