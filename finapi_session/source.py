@@ -275,22 +275,31 @@ class TokenSource:
         if credentials.username is None:
             return self._endpoint.fetch(credentials, patient=patient)
         refused: TokenError | None = None
-        by_password = credentials.password is not None and refusal is None
-        contested = self._standing.contested and by_password and not need.early
-        if last is not None and last.refresh_token is not None and not contested:
-            try:
-                token = self._endpoint.fetch(credentials, last, patient=patient)
-                self._standing.refreshed(token.authorization)
-                return token
-            except (InvalidGrantError, InvalidClientError) as error:
-                refused = error
-                if _is_about_the_token(error):
-                    self._spend(need, last)
+        if last is not None and last.refresh_token is not None and not self._contested(need, refusal):
+            answer = self._refresh(need, last)
+            if isinstance(answer, Token):
+                return answer
+            refused = answer
         if refusal is not None:
             raise refusal.to_error()
         if credentials.password is None:
             raise _login_required(self.identity, refused)
         return self._endpoint.fetch(credentials, patient=patient)
+
+    def _contested(self, need: _Need, refusal: Refusal | None) -> bool:
+        by_password = need.credentials.password is not None and refusal is None
+        return self._standing.contested and by_password and not need.early
+
+    def _refresh(self, need: _Need, last: Token) -> Token | TokenError:
+        """Return the token that finAPI gives for the refresh token of *last*, or its refusal."""
+        try:
+            token = self._endpoint.fetch(need.credentials, last, patient=not need.early)
+        except (InvalidGrantError, InvalidClientError) as error:
+            if _is_about_the_token(error):
+                self._spend(need, last)
+            return error.again()
+        self._standing.refreshed(token.authorization)
+        return token
 
     def _keep(self, need: _Need, stored: Record, known: Record, token: Token) -> Token:
         """Keep the *token* that finAPI gave, and hold it."""
