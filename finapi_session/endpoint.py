@@ -232,7 +232,8 @@ class _Judge:
         )
         error.retry_after = _retry_after(response.headers.get("Retry-After"))
         if self._refreshing and kind is InvalidGrantError:
-            error.args, error.advice = ("finAPI refused the refresh token",), "The user must log in again."
+            error.args = ("finAPI refused the refresh token",)
+            error.advice = "It is not sent again; the password is, if there is one."
         return error
 
     def unanswered(self, error: OSError) -> _Try:

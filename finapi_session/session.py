@@ -247,9 +247,11 @@ class FinapiSession(requests.Session):
             try:
                 self._revoke(source, patient=False)
             except Exception as error:
-                reason = f"{type(error).__name__} on close; the token lives on"
+                gone = isinstance(error, FinapiError) and error.status is None
+                rest = ", and so do those not revoked yet" if gone else ""
+                reason = f"{type(error).__name__} on close; the token lives on{rest}"
                 self._journal.tell("failed", str(source.identity), reason=reason)
-                if isinstance(error, FinapiError) and error.status is None:
+                if gone:
                     break  # nobody waits for an exit that waits for each token
 
     def _to_revoke(self) -> list[TokenSource]:

@@ -116,6 +116,17 @@ def test_a_wrong_password_is_sent_once_however_slow_the_answer(sandbox: Sandbox)
     assert sandbox.count(CALLS) == 1
 
 
+def test_a_refused_refresh_token_is_told_as_such(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """The log does not blame the password for it."""
+    alice = sandbox.session("alice")
+    alice.get(ECHO)
+    sandbox.revoke_tokens("alice", refresh=True)
+    assert alice.get(ECHO).status_code == 200
+    [refused] = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert "finAPI refused the refresh token (400 invalid_grant" in refused
+    assert "It is not sent again; the password is, if there is one." in refused
+
+
 # --- a token is not lost -----------------------------------------------------------------------------------------
 
 
@@ -329,8 +340,8 @@ def test_close_tries_each_revocation_once(times: int, sandbox: Sandbox) -> None:
     assert sandbox.count("/oauth/revoke") == 2
 
 
-def test_close_does_not_wait_for_a_finapi_that_is_gone(sandbox: Sandbox) -> None:
-    """The first revocation without an answer is the last one."""
+def test_close_does_not_wait_for_a_finapi_that_is_gone(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """The first revocation without an answer is the last one, and the log says that others live on, too."""
     client = sandbox.session()
     users = [client.user("alice", "her-password"), client.user(sandbox.username, sandbox.password)]
     for session in (client, *users):
@@ -338,6 +349,7 @@ def test_close_does_not_wait_for_a_finapi_that_is_gone(sandbox: Sandbox) -> None
     sandbox.answer_next("drop", path="/oauth/revoke", times=9)
     client.close()
     assert sandbox.count("/oauth/revoke") == 1
+    assert "RevocationError on close; the token lives on, and so do those not revoked yet" in caplog.text
 
 
 def test_close_while_other_threads_make_users(sandbox: Sandbox) -> None:
