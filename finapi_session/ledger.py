@@ -37,7 +37,8 @@ class Ledger:
         self.store = store
         self._journal = journal
         self._remembered: OrderedDict[str, Record] = OrderedDict()
-        self._unsaved: set[str] = set()
+        #: Keys of what the store did not take.
+        self.unsaved: set[str] = set()
         self._failing: set[str] = set()
         self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
 
@@ -61,10 +62,9 @@ class Ledger:
             self._warn("get", type(error).__name__)
             return remembered
         self._failing.discard("get")
-        if key in self._unsaved and remembered.serial > stored.serial:
+        if key in self.unsaved and remembered.serial > stored.serial:
             if remembered.refusals and remembered.token is None:  # that says nothing of the token in the store
-                remembered = stored.next(time.time(), refusals={**stored.refusals, **remembered.refusals})
-            self.save(key, remembered)
+                return stored.next(time.time(), refusals={**stored.refusals, **remembered.refusals})
             return remembered
         self._remember(key, stored)
         return stored
@@ -77,12 +77,19 @@ class Ledger:
 
     def look_again(self, key: str) -> float:
         """Return the epoch second at which to try again to save what the store did not take; infinite if it did."""
-        return time.time() + _LOOK_AGAIN if key in self._unsaved else math.inf
+        return time.time() + _LOOK_AGAIN if key in self.unsaved else math.inf
 
-    def settle(self) -> None:
-        """Try once more to save what the store did not take."""
-        for key in list(self._unsaved):
-            self.load(key)
+    def settle(self, key: str) -> None:
+        """Try again to save what the store did not take, unless it has something newer; for who holds the lock."""
+        record = self.load(key) if key in self.unsaved else None
+        if record is not None and "get" not in self._failing:  # what cannot be read may be newer
+            self.save(key, record)
+
+    def settle_all(self) -> None:
+        """Try so for every key."""
+        for key in list(self.unsaved):
+            with self.lock(key):
+                self.settle(key)
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""
@@ -124,10 +131,10 @@ class Ledger:
         try:
             yield
         except Exception as error:
-            self._unsaved.add(key)
+            self.unsaved.add(key)
             self._warn(verb, type(error).__name__)
         else:
-            self._unsaved.discard(key)
+            self.unsaved.discard(key)
             self._failing.discard(verb)
 
     def _warn(self, verb: str, reason: str) -> None:

@@ -170,7 +170,7 @@ class FinapiSession(requests.Session):
         Never raises for a failed revocation: that is logged.
         """
         self._revoke_quietly()
-        self._ledger.settle()
+        self._ledger.settle_all()
         if self._parent is None:
             super().close()
 

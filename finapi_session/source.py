@@ -197,6 +197,7 @@ class TokenSource:
         if found is not None:
             return found
         with _taken(self._standing.renewing()), self._ledger.lock(need.key):
+            self._ledger.settle(need.key)
             stored = self._ledger.load(need.key)
             known = self._known(stored, need.credentials)
             for record in known:
@@ -215,6 +216,8 @@ class TokenSource:
 
     def _find(self, need: _Need) -> Token | None:
         """Take a usable token from the store, if that is where the newest one is."""
+        if need.key in self._ledger.unsaved:
+            return None
         stored = self._ledger.load(need.key)
         newest = self._known(stored, need.credentials)[0]
         return self._adopt(need, stored, newest) if newest is stored and self._serves(stored, need) else None

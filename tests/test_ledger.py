@@ -176,8 +176,25 @@ def test_a_refusal_that_a_store_did_not_take_leaves_the_token_there() -> None:
     ledger.save("key", Record(serial=9, refusals={"wrong": refusal}))
     MemoryStore.set(store, "key", record("theirs", 3).dumps())
     store.down = set()
-    for loaded in (ledger.load("key"), opened(store)[0].load("key")):
+    loads = [ledger.load("key")]
+    ledger.settle("key")
+    for loaded in (*loads, opened(store)[0].load("key")):
         assert loaded.token == record("theirs").token and loaded.refusals == {"wrong": refusal}
+
+
+def test_what_cannot_be_read_is_not_written_over() -> None:
+    """While a store takes values but gives none, a sibling's newer token stays there."""
+    store = Failing()
+    ledger, _ = opened(store)
+    store.down = {"set"}
+    ledger.save("key", record("ours", 2))
+    MemoryStore.set(store, "key", record("theirs", 3).dumps())
+    store.down = {"get"}
+    ledger.settle("key")
+    assert MemoryStore.get(store, "key") == record("theirs", 3).dumps()
+    store.down = set()
+    ledger.settle("key")
+    assert ledger.load("key") == record("theirs", 3) and not ledger.unsaved
 
 
 def test_what_was_forgotten_while_the_store_was_down_is_forgotten_there() -> None:
@@ -188,7 +205,7 @@ def test_what_was_forgotten_while_the_store_was_down_is_forgotten_there() -> Non
     store.down = {"delete"}
     ledger.forget("key")
     store.down = set()
-    ledger.settle()
+    ledger.settle_all()
     assert opened(store)[0].load("key").token is None
 
 
