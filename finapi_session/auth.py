@@ -40,9 +40,11 @@ class BearerAuth(AuthBase):
         return request
 
     def renew(self, request: requests.PreparedRequest) -> None:
-        """Put the token of now in the place of the one that *request* was prepared with, at a trusted origin only."""
-        request.headers.pop("Authorization", None)
-        self(request)
+        """Put the token of now in the place of the one that *request* carries, at a trusted origin only."""
+        if self._environment.trusts(request.url):
+            request.headers["Authorization"] = self._source.token().authorization
+        else:
+            request.headers.pop("Authorization", None)
 
     def heal(self, response: requests.Response, **kwargs: Any) -> requests.Response:
         """Return *response*, or the answer to the same request with another token if this one was rejected."""
