@@ -300,8 +300,9 @@ def _unsent(error: OSError) -> bool:
     reason = _reason(error)
     # urllib3 calls whatever goes wrong behind a proxy a ProxyError, an answer that broke off included.
     reason = getattr(reason, "original_error", reason)
-    no_tunnel = type(reason) is OSError and str(reason).startswith("Tunnel connection failed")
-    return isinstance(error, requests.exceptions.ConnectTimeout) or isinstance(reason, NewConnectionError) or no_tunnel
+    if isinstance(error, requests.exceptions.ConnectTimeout) or isinstance(reason, NewConnectionError):
+        return True
+    return str(reason).startswith("Tunnel connection failed")
 
 
 def _distrusted(reason: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import signal
 import socket
@@ -24,8 +25,10 @@ from finapi_session import (
     LoginRequiredError,
     MemoryStore,
     TokenEndpointError,
+    TokenError,
     TokenEvent,
 )
+from finapi_session.source import TokenSource
 from finapi_session.testing import Sandbox
 
 ECHO = "/api/v2/tests/echo"
@@ -262,6 +265,55 @@ def test_a_clock_put_right_does_not_keep_a_worker_from_a_stored_token(
     with suppress(LoginRequiredError):
         worker.get(ECHO)
     assert worker.get(ECHO).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "spent"),
+    [
+        (400, None, True),
+        (400, "invalid_grant", True),
+        (400, "invalid_client", False),
+        (401, "invalid_token", True),
+        (401, "invalid_grant", True),
+        (401, "invalid_client", False),
+        (401, None, False),
+        (401, "unauthorized", False),
+        (200, "invalid_grant", True),
+    ],
+)
+def test_which_refusals_spend_a_refresh_token(status: int, code: str | None, spent: bool, sandbox: Sandbox) -> None:
+    """One that may be about the client keeps it: a user without a password would have to log in again for nothing."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    alice = without_password(sandbox, store)
+    alice.get(ECHO)
+    sandbox.revoke_tokens("alice")
+    body: dict[str, object] = {} if code is None else {"error": code}
+    sandbox.answer_next(status, body=body, path=CALLS)
+    with pytest.raises(TokenError):
+        alice.get(ECHO)
+    held = alice._own.held
+    assert held is not None and (held.refresh_token is None) is spent
+
+
+def _sealed() -> str:
+    class Sealed(Exception):
+        pass
+
+    raise Sealed
+
+
+def test_a_copy_starts_anew(sandbox: Sandbox) -> None:
+    """Neither whose turn it was, nor what a vault raised, goes along into a copy or a pickle."""
+    copies: list[TokenSource] = []
+    session = sandbox.session(on_event=lambda _: copies.append(copy.deepcopy(session._own)))
+    session.fetch_token()
+    assert copies[0].token() is not None
+    sealed = FinapiSession("id", _sealed, environment=sandbox.environment)
+    with pytest.raises(Exception) as caught:  # noqa: B017 - its class is local
+        sealed.fetch_token()
+    assert type(caught.value).__name__ == "Sealed"
+    assert pickle.loads(pickle.dumps(sealed))._own._secretless is None
 
 
 # --- nothing leaks, nothing hangs --------------------------------------------------------------------------------
