@@ -163,6 +163,17 @@ def test_a_token_given_is_stored(sandbox: Sandbox) -> None:
     assert sandbox.count(CALLS) == 1
 
 
+def test_a_token_given_with_a_password_is_stored_for_who_knows_that(sandbox: Sandbox) -> None:
+    """A sibling with the same password takes it from the store; one with another password does not."""
+    store = MemoryStore()
+    token = sandbox.session("alice").fetch_token()
+    for given in (token, None):
+        assert sandbox.session("alice", store=store, token=given).get(ECHO).status_code == 200
+    assert sandbox.count(CALLS) == 1
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
+
+
 class Shaky(MemoryStore):
     """A store that fails to write as often as it is told to, and whose locks may be down."""
 
@@ -208,6 +219,20 @@ def test_a_refresh_token_that_the_store_did_not_take_is_saved_later(
         assert alice.get(ECHO).status_code == 200
     sandbox.expire_tokens("alice")
     assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_token_given_that_the_store_did_not_take_is_saved_later(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was had elsewhere is written by a call ten seconds on, if the store failed at first."""
+    store, now = Shaky(), time.time()
+    store.failures = 1
+    alice = without_password(sandbox, store, token=sandbox.session("alice").fetch_token())
+    for seconds, values in ((0, 0), (9, 0), (11, 1)):
+        monkeypatch.setattr(time, "time", lambda at=now + seconds: at)
+        assert alice.get(ECHO).status_code == 200
+        assert repr(store) == f"<MemoryStore with {values} values>"
+    assert sandbox.count(CALLS) == 1
 
 
 def test_who_loses_a_race_for_a_refresh_token_leaves_the_winners_in_the_store(sandbox: Sandbox) -> None:

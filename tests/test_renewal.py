@@ -30,7 +30,7 @@ from finapi_session import (
 )
 from finapi_session.events import Journal
 from finapi_session.source import _outlives
-from finapi_session.standing import Failure
+from finapi_session.standing import Failure, Standing
 from finapi_session.testing import Sandbox
 
 ECHO = "/api/v2/tests/echo"
@@ -1076,6 +1076,24 @@ def test_a_token_revoked_once_is_no_fight(sandbox: Sandbox) -> None:
         warm(alice)
     assert sandbox.count(CALLS, grant_type="password") == 1
     assert sandbox.count(CALLS, grant_type="refresh_token") == 2
+
+
+def test_a_refreshed_token_that_is_rejected_unused_counts_twice() -> None:
+    """It was surely killed by a refresh; one that was in use may have been revoked."""
+    unused = Standing()
+    unused.given("only")
+    unused.refreshed("only")
+    unused.rejected("only")
+    assert not unused.contested
+    unused.lost("only")
+    assert unused.contested
+    used = Standing()
+    used.refreshed("one")
+    used.lost("one")
+    used.given("two")
+    used.refreshed("two")
+    used.rejected("two")
+    assert used.contested
 
 
 def test_before_expiry_the_refresh_token_goes_first_whoever_else_renews(sandbox: Sandbox) -> None:
