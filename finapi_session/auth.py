@@ -39,12 +39,10 @@ class BearerAuth(AuthBase):
             request.headers["Authorization"] = self._source.token().authorization
         return request
 
-    def renew(self, request: requests.PreparedRequest) -> None:
-        """Put the token of now in the place of the one that *request* carries, at a trusted origin only."""
-        if self._environment.trusts(request.url):
-            request.headers["Authorization"] = self._source.token().authorization
-        else:
-            request.headers.pop("Authorization", None)
+    def redirected(self, request: requests.PreparedRequest) -> None:
+        """Carry the token along to a trusted origin, and to no other."""
+        request.headers.pop("Authorization", None)
+        self(request)
 
     def heal(self, response: requests.Response, **kwargs: Any) -> requests.Response:
         """Return *response*, or the answer to the same request with another token if this one was rejected."""
@@ -83,10 +81,14 @@ class _Healing:
     def __reduce__(self) -> tuple[type[_Healing], tuple[None]]:
         return _Healing, (None,)
 
+    def __deepcopy__(self, _memo: object) -> _Healing:
+        return self
+
 
 def bearer_auth_of(request: requests.PreparedRequest) -> BearerAuth | None:
     """Return the auth that *request* was prepared with, if it is ours."""
-    return next((hook.auth for hook in request.hooks["response"] if isinstance(hook, _Healing)), None)
+    auths = (hook.auth for hook in request.hooks["response"] if isinstance(hook, _Healing))
+    return next((auth for auth in auths if auth is not None), None)
 
 
 def _give_back(response: requests.Response) -> None:

@@ -104,7 +104,7 @@ class TokenEndpoint:
         assert attempt.token is not None
         return attempt.token
 
-    def revoke(self, identity: str, token: Token, bearer: AuthBase | None = None, *, patient: bool = True) -> None:
+    def revoke(self, identity: str, token: Token, bearer: AuthBase | None = None, *, patient: bool) -> None:
         """Revoke *token* and all of its grant (RFC 7009), with the client's *bearer* (finAPI's rule).
 
         By the refresh token, if there is one, all access tokens go with it. Without *bearer* the token is the
@@ -164,6 +164,8 @@ class TokenEndpoint:
     def _ask_to_revoke(self, token: Token, bearer: AuthBase | None) -> _Try:
         headers = self._headers()
         judge = _Judge((token.access_token, token.refresh_token or ""), False, headers["X-Request-Id"])
+        from .carrier import UNREADABLE  # with the first call, as in _carrier
+
         text, hint = Hidden(token.access_token), None
         if bearer is None:
             headers["Authorization"], hint = token.authorization, "access_token"
@@ -175,8 +177,11 @@ class TokenEndpoint:
                 judge(response)
         except OSError as error:
             attempt = judge.unanswered(error)
-            return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
-        return _Try(request_id=judge.request_id)
+        except UNREADABLE as error:
+            attempt = judge.unreadable(type(error).__name__)
+        else:
+            return _Try(request_id=judge.request_id)
+        return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
 
     def _carrier(self, url: str, headers: dict[str, str]) -> Carrier:
         # Imported with the first token call: who finds a token in the store needs no oauthlib.

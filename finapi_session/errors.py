@@ -70,6 +70,14 @@ class FinapiError(requests.RequestException):
         return copy.copy(self).with_traceback(None)
 
 
+def bare(error: Exception) -> Exception:
+    """Return a copy of *error*, which keeps nobody's frames alive; *error* itself if it cannot be copied."""
+    try:
+        return copy.copy(error).with_traceback(None)
+    except Exception:
+        return error
+
+
 class TokenError(FinapiError):
     """No access token could be had."""
 

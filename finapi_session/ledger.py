@@ -14,8 +14,8 @@ from .record import Record
 from .standing import Standing
 from .stores.protocol import TokenStore
 
-# Seconds after which a store that did not take a record is tried again.
-_LOOK_AGAIN = 10.0
+#: Seconds after which a store that did not take a record is tried again.
+LOOK_AGAIN = 10.0
 # What is remembered for a store that fails later: enough for the identities of a busy process.
 _MOST_REMEMBERED = 1000
 
@@ -37,14 +37,15 @@ class Ledger:
         self.store = store
         self._journal = journal
         self._remembered: OrderedDict[str, Record] = OrderedDict()
-        #: Keys of what the store did not take.
-        self.unsaved: set[str] = set()
+        #: Keys of what the store did not take, and whether a new token, or that there is none, is among that.
+        self.unsaved: dict[str, bool] = {}
         self._failing: set[str] = set()
         self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
 
     def standing(self, key: str, fingerprint: str) -> Standing:
         """Return how this process stands with finAPI over the identity of *key* and its password."""
         standing = self._standings.setdefault((key, fingerprint), Standing())
+        self._standings.move_to_end((key, fingerprint))
         if len(self._standings) > _MOST_REMEMBERED:
             self._standings.popitem(last=False)
         return standing
@@ -63,38 +64,40 @@ class Ledger:
             return remembered
         self._failing.discard("get")
         if key in self.unsaved and remembered.serial > stored.serial:
-            if remembered.refusals and remembered.token is None:  # that says nothing of the token in the store
-                return stored.next(time.time(), refusals={**stored.refusals, **remembered.refusals})
-            return remembered
+            return remembered if self.unsaved[key] else _merged(stored, remembered)
+        self.unsaved.pop(key, None)
         self._remember(key, stored)
         return stored
 
-    def save(self, key: str, record: Record) -> None:
-        """Keep *record* under *key*."""
+    def save(self, key: str, record: Record, *, new_token: bool = True) -> None:
+        """Keep *record* under *key*; tell if its token is not new."""
         self._remember(key, record)
-        with self._saving(key, "set"):
+        with self._saving(key, "set", new_token):
             self.store.set(key, record.dumps())
 
     def look_again(self, key: str) -> float:
         """Return the epoch second at which to try again to save what the store did not take; infinite if it did."""
-        return time.time() + _LOOK_AGAIN if key in self.unsaved else math.inf
+        return time.time() + LOOK_AGAIN if key in self.unsaved else math.inf
 
     def settle(self, key: str) -> None:
         """Try again to save what the store did not take, unless it has something newer; for who holds the lock."""
         record = self.load(key) if key in self.unsaved else None
-        if record is not None and "get" not in self._failing:  # what cannot be read may be newer
-            self.save(key, record)
+        # What cannot be read may be newer.
+        if record is not None and key in self.unsaved and "get" not in self._failing:
+            self.save(key, record, new_token=self.unsaved[key])
 
     def settle_all(self) -> None:
-        """Try so for every key."""
+        """Try so for every key, until the store fails."""
         for key in list(self.unsaved):
             with self.lock(key):
                 self.settle(key)
+            if key in self.unsaved:
+                return
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""
         self._remember(key, self._remembered.get(key, Record()).next(time.time(), token=None, refusals={}))
-        with self._saving(key, "delete"):
+        with self._saving(key, "delete", True):
             self.store.delete(key)
 
     @contextmanager
@@ -127,14 +130,14 @@ class Ledger:
             self._remembered.popitem(last=False)
 
     @contextmanager
-    def _saving(self, key: str, verb: str) -> Iterator[None]:
+    def _saving(self, key: str, verb: str, new_token: bool) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.unsaved.add(key)
+            self.unsaved[key] = new_token or self.unsaved.get(key, False)
             self._warn(verb, type(error).__name__)
         else:
-            self.unsaved.discard(key)
+            self.unsaved.pop(key, None)
             self._failing.discard(verb)
 
     def _warn(self, verb: str, reason: str) -> None:
@@ -144,3 +147,11 @@ class Ledger:
         if first:
             name = type(self.store).__name__
             self._journal.tell("store_failed", name, reason=f"{verb}: {reason}; going on with what is in memory")
+
+
+def _merged(stored: Record, remembered: Record) -> Record:
+    """Return what is *stored* with what was refused meanwhile, which says nothing of another token there."""
+    tokens = stored.token, remembered.token
+    same = all(tokens) and len({token.access_token for token in tokens if token}) == 1
+    refusals = {**stored.refusals, **remembered.refusals}
+    return stored.next(time.time(), token=remembered.token if same else stored.token, refusals=refusals)

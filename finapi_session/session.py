@@ -21,7 +21,7 @@ from urllib3.util import Retry
 from .auth import BearerAuth, bearer_auth_of
 from .endpoint import RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
-from .errors import FinapiError
+from .errors import RevocationError
 from .events import Journal, Listener
 from .grants import Identity, Secret
 from .ledger import Ledger
@@ -37,6 +37,8 @@ TIMEOUT = (10.0, 180.0)
 _REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
 
 _LONGEST = 100 * 365 * 86400.0
+# Revocations in a row without an answer after which close() tries no other one.
+_MOST_UNANSWERED = 2
 
 _Session = TypeVar("_Session", bound="FinapiSession")
 
@@ -170,8 +172,8 @@ class FinapiSession(requests.Session):
         Never raises for a failed revocation: that is logged.
         """
         self._revoke_quietly()
-        self._ledger.settle_all()
         if self._parent is None:
+            self._ledger.settle_all()
             super().close()
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
@@ -192,20 +194,12 @@ class FinapiSession(requests.Session):
         """Send *request* as requests does, with the session's timeout where the call names none."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
-        if isinstance(request.headers.get("Authorization"), Bearer):
-            self._renew_auth(request)
+        if not self.environment.trusts(request.url) and isinstance(request.headers.get("Authorization"), Bearer):
+            del request.headers["Authorization"]  # it was prepared for another address
         response = super().send(request, **kwargs)
         if self.raise_for_error:
             raise_for_error(response)
         return response
-
-    def _renew_auth(self, request: requests.PreparedRequest) -> None:
-        """See to it that a request that was prepared long ago, or for another address, carries what it may now."""
-        auth = bearer_auth_of(request)
-        if auth is not None:
-            auth.renew(request)
-        elif not self.environment.trusts(request.url):
-            del request.headers["Authorization"]
 
     def merge_environment_settings(
         self, url: str, proxies: Any, stream: bool | None, verify: Any, cert: Any
@@ -220,7 +214,7 @@ class FinapiSession(requests.Session):
         auth = bearer_auth_of(prepared_request)
         sent = response.request.headers.get("Authorization")
         if auth is not None and isinstance(sent, Bearer):
-            auth.renew(prepared_request)
+            auth.redirected(prepared_request)
         elif auth is None or sent is not None:
             super().rebuild_auth(prepared_request, response)
 
@@ -240,19 +234,31 @@ class FinapiSession(requests.Session):
         source.revoke(None if source is self._client else BearerAuth(self._client, self.environment), patient=patient)
 
     def _revoke_quietly(self) -> None:
-        """Revoke what is to be revoked on close, one try each, until finAPI does not answer."""
+        """Revoke what is to be revoked on close, one try each, while finAPI answers: no exit waits for each token."""
+        unanswered = 0
         for source in self._to_revoke():
             if source.held is None:
                 continue
-            try:
-                self._revoke(source, patient=False)
-            except Exception as error:
-                gone = isinstance(error, FinapiError) and error.status is None
-                rest = ", and so do those not revoked yet" if gone else ""
-                reason = f"{type(error).__name__} on close; the token lives on{rest}"
-                self._journal.tell("failed", str(source.identity), reason=reason)
-                if gone:
-                    break  # nobody waits for an exit that waits for each token
+            if unanswered >= _MOST_UNANSWERED:
+                self._lives_on(source, "finAPI does not answer")
+            elif self._try_to_revoke(source):
+                unanswered = 0
+            else:
+                unanswered += 1
+
+    def _try_to_revoke(self, source: TokenSource) -> bool:
+        """Revoke, or tell that the token lives on; return whether finAPI answered."""
+        try:
+            if source is not self._client:
+                self._client.token()  # nothing can be revoked without it
+            self._revoke(source, patient=False)
+        except Exception as error:
+            self._lives_on(source, type(error).__name__)
+            return isinstance(error, RevocationError) and error.status is not None
+        return True
+
+    def _lives_on(self, source: TokenSource, reason: str) -> None:
+        self._journal.tell("failed", str(source.identity), reason=f"{reason} on close; the token lives on")
 
     def _to_revoke(self) -> list[TokenSource]:
         """Return whose tokens end with this session, the users' first: the client's is needed for that."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,12 +18,13 @@ from .errors import (
     LoginRequiredError,
     TokenEndpointError,
     TokenError,
+    bare,
 )
 from .events import Journal
 from .grants import Credentials, Identity
-from .ledger import Ledger
+from .ledger import LOOK_AGAIN, Ledger
 from .record import Record, Refusal
-from .standing import STANDSTILL, TURN, Failure, Standing
+from .standing import STANDSTILL, Failure, Standing, Turn
 from .tokens import Bearer, Token
 
 _LAST_SECOND = 1.0
@@ -65,12 +63,10 @@ class TokenSource:
         self._held: _Held | None = None
         self._standing = Standing()
         self._secretless: Failure | None = None
-        # By process, so that a forked child never meets a lock that a thread of its parent holds.
-        self._locks: dict[int, threading.Lock] = {}
-        self._whose_turn: tuple[int, int] | None = None
+        self._turn = Turn()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_locks": {}, "_whose_turn": None, "_secretless": None}
+        return {**self.__dict__, "_secretless": None}
 
     @property
     def held(self) -> Token | None:
@@ -95,12 +91,12 @@ class TokenSource:
         other = self._other_than(rejected)
         if other is not None:
             return other
-        with self._turn() as entered:
+        entered = time.monotonic()
+        with self._turn.taken():
             other = self._other_than(rejected)
             if other is not None:
                 return other
             need = self._need(entered, rejected)
-            self._standing.lost(rejected)
             if self._standing.stands_still(rejected):
                 return self._find(need)
             token = self._obtain(need, entered)
@@ -125,7 +121,7 @@ class TokenSource:
         *bearer* is the client's; without it the token, being the client's own, proves itself. What is passing is
         tried again if *patient*. Raises :class:`RevocationError` and keeps the token, so that it can be tried again.
         """
-        with self._turn():
+        with self._turn.taken():
             credentials = self.identity.credentials()
             key = self._key(credentials)
             with self._ledger.lock(key):
@@ -137,7 +133,8 @@ class TokenSource:
                 self._standing.go_on()
 
     def _token_in_turn(self) -> Token:
-        with self._turn() as entered:
+        entered = time.monotonic()
+        with self._turn.taken():
             held = self._held
             if held is not None and not held.token.expired(time.time()):
                 return held.token
@@ -147,10 +144,9 @@ class TokenSource:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
         if time.time() < self._standing.early_from:
             return
-        with _unless_taken(self._standing.renewing()) as first, _unless_taken(self._lock()) as free:
+        with self._standing.renewing.unless_taken() as first, self._turn.unless_taken() as free:
             if first and free and self._held is held:
-                with self._taking_turn():
-                    self._try_early(held)
+                self._try_early(held)
 
     def _try_early(self, held: _Held) -> None:
         try:
@@ -165,8 +161,9 @@ class TokenSource:
 
     def _next_try(self, token: Token, retry_after: float | None) -> float:
         """Return when to try again in the soft window: waiting as long as it has lasted, some six times in all."""
-        opened, now = token.renew_at(self._leeway), time.time()
-        closes = token.expires_at or now
+        opened, closes, now = token.renew_at(self._leeway), token.expires_at, time.time()
+        if closes is None or now < opened:  # it was for the store, which had not taken it
+            return now + LOOK_AGAIN
         return min(closes, now + max(now - opened, (closes - opened) / 30, retry_after or 0.0))
 
     def _need(self, entered: float, rejected: Bearer | None = None, early: bool = False) -> _Need:
@@ -183,7 +180,7 @@ class TokenSource:
         try:
             credentials = self.identity.credentials()
         except Exception as error:
-            self._secretless = Failure(error, time.monotonic(), 0.0)
+            self._secretless = Failure(bare(error), time.monotonic(), 0.0)
             raise
         self._secretless = None
         return credentials
@@ -196,18 +193,19 @@ class TokenSource:
         found = self._find(need)
         if found is not None:
             return found
-        with _taken(self._standing.renewing()), self._ledger.lock(need.key):
+        # Who comes early has the turn already.
+        with nullcontext() if need.early else self._standing.renewing.taken(), self._ledger.lock(need.key):
             self._ledger.settle(need.key)
             stored = self._ledger.load(need.key)
             known = self._known(stored, need.credentials)
-            for record in known:
+            for record in known if _refresh_token(known[0].token) is None else known[:1]:
                 if self._serves(record, need):
                     return self._adopt(need, stored, record)
             failure = self._standing.failure
             if failure is not None and failure.answers(entered):
                 raise failure.again()
             try:
-                return self._ask(need, stored, known[0])
+                return self._ask(need, stored, known)
             except TokenError as error:
                 if not need.early:
                     rest = min(error.retry_after or 0.0, _LONGEST_REST)
@@ -229,7 +227,7 @@ class TokenSource:
             return [self._record]
         held_first = stored.serial < self._record.serial or _outlives(self._record.token, stored.token)
         known = [self._record, stored] if held_first else [stored, self._record]
-        # Who has no password cannot get another token: for them the older one counts, too.
+        # Who has no password cannot get another token: for them the older one counts, too, if nothing else is left.
         return known if credentials.username is not None and credentials.password is None else known[:1]
 
     def _serves(self, record: Record, need: _Need) -> bool:
@@ -239,9 +237,10 @@ class TokenSource:
         return not need.early or now < record.fresh_until(self._leeway)
 
     def _adopt(self, need: _Need, stored: Record, record: Record) -> Token:
-        """Hold the token of *record*; the caller's own is stored, but not over one had with another password."""
+        """Hold the token of *record*; the caller's own is stored, but not over one that others live on."""
         fingerprint = need.credentials.fingerprint
-        if record is not stored and (stored.token is None or stored.fingerprint == fingerprint):
+        spare = stored.fingerprint == fingerprint and _refresh_token(stored.token) is None
+        if record is not stored and (stored.token is None or spare):
             record = stored.next(max(time.time(), record.serial), token=record.token, fingerprint=fingerprint)
             self._ledger.save(need.key, record)
         token = self._hold(record, self._ledger.look_again(need.key))
@@ -256,42 +255,61 @@ class TokenSource:
         self._record, self._held = record, _Held(record.token, fresh_until)
         return record.token
 
-    def _ask(self, need: _Need, stored: Record, known: Record) -> Token:
+    def _ask(self, need: _Need, stored: Record, known: list[Record]) -> Token:
         """Ask finAPI, and keep what it says before it is used: a token or a refusal."""
         refusal = stored.refusal(need.credentials.fingerprint, time.time())
-        refreshable = known.token is not None and known.token.refresh_token is not None
-        if refusal is not None and (refusal.until is not None or not refreshable):
+        if refusal is not None and (refusal.until is not None or _refresh_token(known[0].token) is None):
             raise refusal.to_error()
         try:
-            token = self._exchange(need, known.token, refusal)
+            token = self._exchange(need, known, refusal)
         except TokenError as error:
             self._keep_refusal(need, error)
             raise
-        return self._keep(need, stored, known, token)
+        return self._keep(need, stored, known[0], token)
 
-    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
-        """Get a token by the refresh token; without one, or if it is refused, by the password, once.
-
-        Where others renew with the same refresh token, the password goes first: it gets the token that they have.
-        """
-        credentials, patient = need.credentials, not need.early
-        if credentials.username is None:
-            return self._endpoint.fetch(credentials, patient=patient)
-        refused: TokenError | None = None
-        if last is not None and last.refresh_token is not None and not self._contested(need, refusal):
+    def _exchange(self, need: _Need, known: list[Record], refusal: Refusal | None) -> Token:
+        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
+        if need.credentials.username is None:
+            return self._endpoint.fetch(need.credentials, patient=not need.early)
+        shared = self._shared(need, refusal)
+        if shared is not None:
+            return shared
+        last, refused = known[0].token, None
+        if last is not None and last.refresh_token is not None:
             answer = self._refresh(need, last)
             if isinstance(answer, Token):
                 return answer
             refused = answer
-        if refusal is not None:
-            raise refusal.to_error()
-        if credentials.password is None:
-            raise _login_required(self.identity, refused)
-        return self._endpoint.fetch(credentials, patient=patient)
+        if need.credentials.password is not None and refusal is None:
+            return self._sign_in(need)
+        return self._left(need, known[1:], refused, refusal)
 
-    def _contested(self, need: _Need, refusal: Refusal | None) -> bool:
-        by_password = need.credentials.password is not None and refusal is None
-        return self._standing.contested and by_password and not need.early
+    def _shared(self, need: _Need, refusal: Refusal | None) -> Token | None:
+        """Where others renew with our refresh token, get the token that they have: by the password."""
+        if need.rejected is not None:
+            self._standing.lost(need.rejected)
+        if need.early or refusal is not None or not self._standing.contested:
+            return None
+        token = self._sign_in(need)
+        if token.authorization == need.rejected:
+            self._standing.uncontested()
+        return token
+
+    def _left(
+        self, need: _Need, older: list[Record], refused: TokenError | None, refusal: Refusal | None
+    ) -> Token:
+        """Return the last token that serves, or raise why there is none."""
+        for record in older:
+            if record.token is not None and self._serves(record, need):
+                return record.token
+        if refusal is not None and (refused is None or refused.code != "invalid_client"):
+            raise refusal.to_error()
+        raise _login_required(self.identity, refused)
+
+    def _sign_in(self, need: _Need) -> Token:
+        token = self._endpoint.fetch(need.credentials, patient=not need.early)
+        self._standing.signed_in()
+        return token
 
     def _refresh(self, need: _Need, last: Token) -> Token | TokenError:
         """Return the token that finAPI gives for the refresh token of *last*, or its refusal."""
@@ -325,7 +343,7 @@ class TokenSource:
             self._record = replace(self._record, token=spent)
         stored = self._ledger.load(need.key)
         if stored.token == last:
-            self._ledger.save(need.key, stored.next(time.time(), token=spent))
+            self._ledger.save(need.key, stored.next(time.time(), token=spent), new_token=False)
 
     def _keep_refusal(self, need: _Need, error: TokenError) -> None:
         """Keep *error* if finAPI judged, for all processes; for good if only another password or token helps."""
@@ -336,7 +354,7 @@ class TokenSource:
         wrong = isinstance(error, InvalidGrantError) and need.credentials.password is not None
         refusal = Refusal.of(error, for_good=wrong or spent, now=now)
         refusals = stored.refused(need.credentials.fingerprint, refusal)
-        self._ledger.save(need.key, stored.next(now, refusals=refusals))
+        self._ledger.save(need.key, stored.next(now, refusals=refusals), new_token=False)
 
     def _other_than(self, rejected: Bearer) -> Token | None:
         held = self._held
@@ -352,26 +370,6 @@ class TokenSource:
     def _key(self, credentials: Credentials) -> str:
         return credentials.key(self._endpoint.environment.token_url)
 
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())
-
-    @contextmanager
-    def _turn(self) -> Iterator[float]:
-        """Let one thread of this process at a time go on, and tell when it came (monotonic seconds)."""
-        entered = time.monotonic()
-        if self._whose_turn == _me():
-            raise RuntimeError("on_event and callable secrets must not ask for a token while one is being asked for")
-        with _taken(self._lock()), self._taking_turn():
-            yield entered
-
-    @contextmanager
-    def _taking_turn(self) -> Iterator[None]:
-        self._whose_turn = _me()
-        try:
-            yield
-        finally:
-            self._whose_turn = None
-
 
 class _Need(NamedTuple):
     """What is wanted: a token for *credentials*, but not the *rejected* one; *early* if there is one still good."""
@@ -382,28 +380,8 @@ class _Need(NamedTuple):
     early: bool
 
 
-def _me() -> tuple[int, int]:
-    return os.getpid(), threading.get_ident()
-
-
-@contextmanager
-def _taken(lock: threading.Lock | threading.RLock) -> Iterator[None]:
-    if not lock.acquire(timeout=TURN):
-        raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _unless_taken(lock: threading.Lock | threading.RLock) -> Iterator[bool]:
-    taken = lock.acquire(blocking=False)
-    try:
-        yield taken
-    finally:
-        if taken:
-            lock.release()
+def _refresh_token(token: Token | None) -> str | None:
+    return None if token is None else token.refresh_token
 
 
 def _outlives(held: Token | None, stored: Token) -> bool:

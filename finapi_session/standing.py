@@ -6,9 +6,11 @@ import math
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from .errors import FinapiError
+from .errors import TokenEndpointError, bare
 
 #: Seconds that a thread waits for another one of its process that is renewing. The other may wait for the
 #: store's lock (20 s), then for two token calls of 70 s each at the very worst (see ``endpoint.PATIENCE``).
@@ -31,12 +33,55 @@ class Failure(NamedTuple):
     rest: float
 
     def again(self) -> Exception:
-        """Return the error, to be raised in another call; one that is not ours is what the caller's vault raised."""
-        return self.error.again() if isinstance(self.error, FinapiError) else self.error
+        """Return the error, to be raised in another call."""
+        return bare(self.error)
 
     def answers(self, entered: float) -> bool:
         """Tell whether it is the answer for who came at *entered*: before it failed, or before the rest is over."""
         return 0 < self.at + self.rest - entered <= TURN + self.rest
+
+
+class Turn:
+    """A lock for the threads of this process: who holds it and asks again is told so, instead of waiting for itself."""
+
+    __slots__ = ("_locks", "_holder")
+
+    def __init__(self) -> None:
+        # By process, so that a forked child never meets a lock that a thread of its parent holds.
+        self._locks: dict[int, threading.Lock] = {}
+        self._holder: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for one's turn, at most :data:`TURN` seconds."""
+        if self._holder == (os.getpid(), threading.get_ident()):
+            raise RuntimeError("on_event and callable secrets must not ask for a token while one is being asked for")
+        with self._acquired(TURN) as acquired:
+            if not acquired:
+                raise TokenEndpointError(f"another thread has been renewing the token for {TURN:.0f} s")
+            yield
+
+    @contextmanager
+    def unless_taken(self) -> Iterator[bool]:
+        """Take the turn if nobody has it, and tell whether that was so."""
+        with self._acquired(0) as acquired:
+            yield acquired
+
+    @contextmanager
+    def _acquired(self, seconds: float) -> Iterator[bool]:
+        lock = self._locks.setdefault(os.getpid(), threading.Lock())
+        acquired = lock.acquire(timeout=seconds)
+        if acquired:
+            self._holder = os.getpid(), threading.get_ident()
+        try:
+            yield acquired
+        finally:
+            if acquired:
+                self._holder = None
+                lock.release()
 
 
 class Standing:
@@ -45,32 +90,30 @@ class Standing:
     __slots__ = (
         "failure",
         "early_from",
-        "_renewing",
+        "renewing",
         "_strikes",
         "_unproven",
         "_standstill",
         "_refreshed",
         "_losses",
+        "_signed_in",
     )
 
     def __init__(self) -> None:
         self.failure: Failure | None = None
         #: Epoch seconds before which no early renewal is tried again.
         self.early_from = -math.inf
-        # By process, so that a forked child never meets a lock that a thread of its parent holds.
-        self._renewing: dict[int, threading.RLock] = {}
+        #: Taken by who renews in this process, whatever the store's lock does.
+        self.renewing = Turn()
         self._strikes = 0
         self._unproven: int | None = None
         self._standstill: tuple[int, float] | None = None
         self._refreshed: int | None = None
         self._losses = 0
+        self._signed_in = False
 
     def __reduce__(self) -> tuple[type[Standing], tuple[()]]:
         return Standing, ()
-
-    def renewing(self) -> threading.RLock:
-        """Return the lock of who renews in this process, whatever the store's lock does."""
-        return self._renewing.setdefault(os.getpid(), threading.RLock())
 
     def given(self, bearer: str) -> None:
         """Note that finAPI has just given the token of *bearer*."""
@@ -105,10 +148,18 @@ class Standing:
             self._refreshed = None
             self._losses += 1
 
+    def signed_in(self) -> None:
+        """Note that finAPI takes the password."""
+        self._signed_in = True
+
+    def uncontested(self) -> None:
+        """Note that nobody else has a newer token."""
+        self._losses = 0
+
     @property
     def contested(self) -> bool:
-        """Tell whether somebody else renews with our refresh token: each such renewal kills the other's token."""
-        return self._losses >= _LOSSES
+        """Tell whether others renew with our refresh token, each time killing our token, and the password is good."""
+        return self._losses >= _LOSSES and self._signed_in
 
     def stand_still(self, bearer: str, seconds: float) -> None:
         """Let the token of *bearer*, which the API rejects, not be renewed for so many seconds."""

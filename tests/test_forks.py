@@ -197,9 +197,9 @@ def test_forked_while_a_renewal_holds_the_locks(
     sandbox.latency = {CALLS: LATENCY}
     before = sandbox.count(CALLS)
     with busy_parent(sessions):
-        places.wait_until(lambda: source._lock().locked())
+        places.wait_until(lambda: source._turn._holder is not None)
         time.sleep(LATENCY / 5)
-        assert source._lock().locked() and sandbox.count(CALLS) == before
+        assert source._turn._holder and sandbox.count(CALLS) == before
         worked = in_children(lambda: echoes(sessions, 20), tmp_path)
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
     # A shared store gives them the parent's new token; without one each makes a token call of its own.
@@ -271,9 +271,10 @@ def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox
     standing = sandbox.session()._own._standing
 
     def taken() -> Worked:
-        return Worked([] if standing.renewing().acquire(blocking=False) else ["taken"], 0.0)
+        with standing.renewing.unless_taken() as free:
+            return Worked([] if free else ["taken"], 0.0)
 
-    with standing.renewing(), ThreadPoolExecutor(1) as pool:
+    with standing.renewing.taken(), ThreadPoolExecutor(1) as pool:
         assert pool.submit(taken).result().wrong == ["taken"]
         worked = in_children(taken, tmp_path)
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN

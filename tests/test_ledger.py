@@ -173,7 +173,7 @@ def test_a_refusal_that_a_store_did_not_take_leaves_the_token_there() -> None:
     ledger, _ = opened(store)
     refusal = Refusal("InvalidGrantError", "no")
     store.down = {"get", "set"}
-    ledger.save("key", Record(serial=9, refusals={"wrong": refusal}))
+    ledger.save("key", Record(serial=9, refusals={"wrong": refusal}), new_token=False)
     MemoryStore.set(store, "key", record("theirs", 3).dumps())
     store.down = set()
     loads = [ledger.load("key")]

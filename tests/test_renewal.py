@@ -142,11 +142,11 @@ def test_a_late_401_waits_for_nobody(
     session: FinapiSession, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who meets a 401 on a token that has a successor takes that, even while the next renewal is under way."""
-    monkeypatch.setattr("finapi_session.source.TURN", 0.1)
+    monkeypatch.setattr("finapi_session.standing.TURN", 0.1)
     old = session.fetch_token()
     sandbox.revoke_tokens()
     warm(session)
-    with session._own._lock():
+    with session._own._turn.taken():
         assert session._own.renew(old.authorization) == session.fetch_token() != old
 
 
@@ -945,10 +945,11 @@ def test_who_comes_late_to_the_soft_window_does_not_renew_again(session: FinapiS
 
 def test_nobody_waits_for_ever(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that hangs in its renewal keeps the others for a bounded time only."""
-    monkeypatch.setattr("finapi_session.source.TURN", 0.1)
+    monkeypatch.setattr("finapi_session.standing.TURN", 0.1)
     session = sandbox.session()
-    with session._own._lock(), pytest.raises(TokenEndpointError, match="another thread"):
-        session.get(ECHO)
+    with ThreadPoolExecutor(1) as pool, session._own._turn.taken():
+        with pytest.raises(TokenEndpointError, match="another thread"):
+            pool.submit(session.get, ECHO).result()
     warm(session)
 
 
@@ -1081,6 +1082,7 @@ def test_a_token_revoked_once_is_no_fight(sandbox: Sandbox) -> None:
 def test_a_refreshed_token_that_is_rejected_unused_counts_twice() -> None:
     """It was surely killed by a refresh; one that was in use may have been revoked."""
     unused = Standing()
+    unused.signed_in()
     unused.given("only")
     unused.refreshed("only")
     unused.rejected("only")
@@ -1088,12 +1090,15 @@ def test_a_refreshed_token_that_is_rejected_unused_counts_twice() -> None:
     unused.lost("only")
     assert unused.contested
     used = Standing()
+    used.signed_in()
     used.refreshed("one")
     used.lost("one")
     used.given("two")
     used.refreshed("two")
     used.rejected("two")
     assert used.contested
+    used.uncontested()
+    assert not used.contested
 
 
 def test_before_expiry_the_refresh_token_goes_first_whoever_else_renews(sandbox: Sandbox) -> None:
@@ -1121,16 +1126,41 @@ def test_who_has_no_password_renews_by_refresh_token_whoever_else_does(sandbox: 
     assert sandbox.count(CALLS, grant_type="refresh_token") == 1
 
 
-def test_a_refused_password_is_not_tried_again_whoever_else_renews(sandbox: Sandbox) -> None:
-    """It is sent once, and the refresh token serves."""
+def test_a_password_that_finapi_never_took_is_not_sent_whoever_else_renews(sandbox: Sandbox) -> None:
+    """It may be wrong, and a wrong one counts: the refresh token serves."""
     alice = sandbox.session("alice", password="wrong", token=sandbox.session("alice").fetch_token())
     warm(alice)
     fight(alice)
     sandbox.revoke_tokens("alice")
-    with pytest.raises(InvalidGrantError):
-        alice.get(ECHO)
     warm(alice)
-    assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "password", "refresh_token"]
+    assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "refresh_token"]
+
+
+def test_a_password_that_gets_the_rejected_token_gives_way_to_the_refresh_token(sandbox: Sandbox) -> None:
+    """Where nobody has a better one, there was no fight: after the rest the refresh token is asked by again."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    fight(alice)
+    sandbox.answer_next(401, path=ECHO)
+    with frozen(time.time()) as clock:
+        assert alice.get(ECHO).status_code == 401
+        clock.tick(31)
+        sandbox.answer_next(401, path=ECHO)
+        assert alice.get(ECHO).status_code == 200
+    assert [c.grant_type for c in sandbox.calls if c.grant_type] == ["password", "password", "refresh_token"]
+
+
+def test_siblings_on_one_store_do_not_fight(sandbox: Sandbox) -> None:
+    """A token that a sibling has renewed and stored is taken, and nothing is lost by it."""
+    store = MemoryStore()
+    pair = [sandbox.session("alice", store=store) for _ in range(2)]
+    for session in pair:
+        warm(session)
+    for one, other in [pair, pair[::-1]] * 3:
+        one._own.renew(one.fetch_token().authorization)
+        warm(other)
+    assert not any(session._own._standing.contested for session in pair)
+    assert sandbox.count(CALLS, grant_type="password") == 1
 
 
 def test_a_replay_killed_by_another_worker_makes_a_pause_only(sandbox: Sandbox) -> None:
@@ -1289,7 +1319,7 @@ def test_the_fast_path_takes_no_lock_and_touches_no_store(sandbox: Sandbox) -> N
     warm(session)
     source = session._own
     source._ledger = None  # type: ignore[assignment]
-    with source._lock():
+    with source._turn.taken():
         warm(session)
 
 
