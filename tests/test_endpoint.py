@@ -370,6 +370,20 @@ def test_what_a_call_that_was_not_sent_is_called(kind: str, numbered: FinapiSess
     assert str(caught.value) == f"{said} {ADVICE} [request id r-7]"
 
 
+def test_an_answer_that_requests_trips_over_is_a_typed_error(
+    client: FinapiSession, authority: Authority, loopback: Loopback
+) -> None:
+    """A redirect to bytes that are no address: on the token call, and on a revocation."""
+    odd = Answer(302, headers={"Location": "//\xff:99999999"})
+    authority.answers = [odd] * 4
+    with pytest.raises(TokenEndpointError):
+        client.fetch_token()
+    client.fetch_token()
+    loopback.routes["/oauth/revoke"] = lambda _: odd
+    with pytest.raises(RevocationError, match="unreadable answer"):
+        client.revoke()
+
+
 @pytest.mark.parametrize("code", ["invalid_client", "invalid_grant"])
 def test_a_code_does_not_make_a_refusal_of_an_outage(code: str, client: FinapiSession, authority: Authority) -> None:
     """A 503 is passing whatever its body says: nothing is refused, and the client is asked again."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -235,6 +237,148 @@ def test_a_token_given_that_the_store_did_not_take_is_saved_later(
     assert sandbox.count(CALLS) == 1
 
 
+class Link(MemoryStore):
+    """One process's connection to a *shared* store; it may be down, or fail to say that a write arrived."""
+
+    def __init__(self, shared: MemoryStore) -> None:
+        super().__init__()
+        self.shared = shared
+        self.up = True
+        self.silent = 0
+
+    def _reach(self) -> MemoryStore:
+        if not self.up:
+            raise OSError("unreachable")
+        return self.shared
+
+    def get(self, key: str) -> str | None:
+        """Read there."""
+        return self._reach().get(key)
+
+    def set(self, key: str, value: str) -> None:
+        """Write there."""
+        self._reach().set(key, value)
+        if self.silent:
+            self.silent -= 1
+            raise OSError("timed out")
+
+    def delete(self, key: str) -> None:
+        """Delete there."""
+        self._reach().delete(key)
+
+    def lock(self, key: str) -> Any:
+        """Lock there."""
+        return self._reach().lock(key)
+
+
+@pytest.fixture
+def later(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets both clocks on by so many seconds."""
+    real, ahead = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+
+    def go_on(seconds: float) -> None:
+        ahead[0] += seconds
+        sandbox.advance(seconds)
+
+    return go_on
+
+
+def test_a_token_of_the_configuration_harms_no_newer_one_in_the_store(
+    sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """A worker that starts again with its first token, whose expiry it does not know, lives on what is stored."""
+    sandbox.rotate_refresh_tokens = True
+    store, first = MemoryStore(), sandbox.session("alice").fetch_token()
+    seed = {"access_token": first.access_token, "refresh_token": first.refresh_token}
+    worker = without_password(sandbox, store, token=seed)
+    for _ in range(2):
+        assert worker.get(ECHO).status_code == 200
+        later(3601)
+    assert without_password(sandbox, store, token=seed).get(ECHO).status_code == 200
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_process_that_was_cut_off_leaves_its_siblings_token_alone(sandbox: Sandbox) -> None:
+    """What finAPI refused it meanwhile is said of its own token, not of the one that a sibling has stored."""
+    sandbox.rotate_refresh_tokens = True
+    shared = MemoryStore()
+    sandbox.session("alice", store=shared).fetch_token()
+    link = Link(shared)
+    cut_off, sibling = without_password(sandbox, link), without_password(sandbox, shared)
+    for session in (cut_off, sibling):
+        session.get(ECHO)
+    link.up = False
+    sandbox.expire_tokens("alice")
+    assert sibling.get(ECHO).status_code == 200
+    with pytest.raises(LoginRequiredError):
+        cut_off.get(ECHO)
+    link.up = True
+    assert cut_off.get(ECHO).status_code == 200
+    sandbox.expire_tokens("alice")
+    assert without_password(sandbox, shared).get(ECHO).status_code == 200
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_store_that_is_well_again_is_left_alone(
+    arrived: bool, sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """After one failed write nobody looks every ten seconds for ever, and what a sibling revokes stays revoked."""
+    shared, kinds = MemoryStore(), []
+    link = Link(shared)
+    link.up, link.silent = arrived, 1
+    alice = sandbox.session("alice", store=link, on_event=lambda event: kinds.append(event.kind))
+    alice.get(ECHO)
+    link.up = True
+    for _ in range(4):
+        later(11)
+        alice.get(ECHO)
+    assert sorted(kinds) == ["adopted", "issued", "store_failed"] and not alice._ledger.unsaved
+    sandbox.session("alice", store=shared).revoke()
+    alice._ledger.settle_all()
+    assert shared.get(_key(alice)) is None
+
+
+def test_a_refusal_does_not_bring_a_revoked_token_back(sandbox: Sandbox) -> None:
+    """What was revoked while the store was down is gone there, whatever finAPI said after that."""
+    shared = MemoryStore()
+    link = Link(shared)
+    alice = sandbox.session("alice", store=link)
+    token = alice.fetch_token()
+    link.up = False
+    alice.revoke()
+    sandbox.answer_next(403, path=CALLS)
+    with pytest.raises(TokenError):
+        alice.fetch_token()
+    link.up = True
+    alice._ledger.settle_all()
+    assert token.access_token not in str(shared.get(_key(alice)))
+
+
+def test_a_vault_is_not_asked_at_each_call_for_a_stores_sake(
+    sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """A token that never expires and that the store does not take is looked after every ten seconds only."""
+    asked: list[int] = []
+
+    def vault() -> str:
+        asked.append(1)
+        if len(asked) > 1:
+            raise LookupError("sealed")
+        return "her-password"
+
+    sandbox.lifetime = 0
+    link = Link(MemoryStore())
+    link.up = False
+    alice = sandbox.session("alice", vault, store=link)
+    alice.get(ECHO)
+    for _ in range(3):
+        later(11)
+        for _ in range(5):
+            alice.fetch_token()
+    assert len(asked) == 4
+
+
 def test_who_loses_a_race_for_a_refresh_token_leaves_the_winners_in_the_store(sandbox: Sandbox) -> None:
     """Without a lock, a refused refresh token is not written over the one that a sibling has just had."""
     sandbox.rotate_refresh_tokens = True
@@ -359,6 +503,78 @@ def test_a_pickled_answer_holds_no_secret(sandbox: Sandbox) -> None:
     again = pickle.loads(pickle.dumps(answer))
     assert again.json() == answer.json()
     assert requests.Session().send(again.request, verify=sandbox.ca_bundle).status_code == 200
+
+
+def test_a_deep_copy_of_a_request_is_healed_too(sandbox: Sandbox) -> None:
+    """Only a pickle leaves the session behind."""
+    session = sandbox.session()
+    prepared = copy.deepcopy(session.prepare_request(requests.Request("GET", ECHO)))
+    sandbox.revoke_tokens()
+    assert session.send(prepared).status_code == 200
+    pickled = pickle.loads(pickle.dumps(prepared))
+    for _ in range(2):
+        session.auth(pickled)  # type: ignore[operator]
+    assert len(pickled.hooks["response"]) == 2
+
+
+class Heavy:
+    """Something in a frame of the caller."""
+
+
+def test_what_a_vault_raised_keeps_no_frame_alive(sandbox: Sandbox) -> None:
+    """The error that waiting threads share is a copy without a traceback, if it can be copied."""
+    heavy: list[weakref.ref[Heavy]] = []
+
+    class Odd(Exception):
+        def __init__(self, one: str, two: str) -> None:
+            super().__init__(one)
+
+    errors: list[Exception] = [LookupError("sealed"), Odd("a", "b")]
+
+    def vault() -> str:
+        raise errors[0]
+
+    session = sandbox.session(client_secret=vault)
+
+    def handler() -> None:
+        local = Heavy()
+        heavy.append(weakref.ref(local))
+        with suppress(LookupError, Odd):
+            session.fetch_token()
+
+    handler()
+    shared, raised = session._own._secretless, errors.pop(0)
+    assert shared is not None and type(shared.error) is LookupError and shared.error is not raised
+    del raised
+    gc.collect()
+    assert heavy[0]() is None
+    handler()
+    assert session._own._secretless is not None and session._own._secretless.again() is errors[0]
+
+
+def test_a_listener_that_uses_a_twin_in_an_early_renewal_waits_for_nobody(sandbox: Sandbox) -> None:
+    """Another session of the user goes on with the token that is still good, at no token call of its own."""
+    sandbox.kill_on_refresh = False
+    inner: list[tuple[int, float]] = []
+
+    def listen(event: TokenEvent) -> None:
+        if event.kind == "renewed" and not inner:
+            started = time.monotonic()
+            inner.append((twin.get(ECHO).status_code, time.monotonic() - started))
+
+    client = sandbox.session(on_event=listen, store=MemoryStore(lock_timeout=3))
+    alice, twin = (client.user("alice", "her-password") for _ in range(2))
+    now = time.time()
+    for session in (alice, twin):
+        session.get(ECHO)
+        record = session._own._record
+        assert record.token is not None
+        token = replace(record.token, expires_at=now + 20, issued_at=now - 3600)
+        session._own._hold(replace(record, token=token))
+        session._ledger.save(_key(session), session._own._record)
+    assert alice.get(ECHO).status_code == 200
+    assert inner[0][0] == 200 and inner[0][1] < 1
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
 
 
 class TimeIsUp(Exception):
