@@ -319,7 +319,8 @@ class TokenSource:
             if _is_about_the_token(error):
                 self._spend(need, last)
             return error.again()
-        self._standing.refreshed(token.authorization)
+        if token.refresh_token == last.refresh_token:  # else nobody else can renew with it
+            self._standing.refreshed(token.authorization)
         return token
 
     def _keep(self, need: _Need, stored: Record, known: Record, token: Token) -> Token:

@@ -280,6 +280,15 @@ def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
 
 
+def test_a_child_of_a_session_with_other_cookies(
+    sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """Where the caller has put something else in the jar's place, the other sessions still work in a child."""
+    sessions[0].cookies = {}  # type: ignore[assignment]
+    worked = in_children(lambda: echoes(sessions[1:], 1), tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+
+
 def test_a_child_forked_while_others_handle_cookies(
     sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox
 ) -> None:

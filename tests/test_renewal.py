@@ -1101,6 +1101,18 @@ def test_a_refreshed_token_that_is_rejected_unused_counts_twice() -> None:
     assert not used.contested
 
 
+def test_refresh_tokens_that_are_replaced_are_no_fight(sandbox: Sandbox) -> None:
+    """Nobody else can have renewed with them, however often the tokens had by them are rejected."""
+    sandbox.rotate_refresh_tokens = True
+    alice = sandbox.session("alice")
+    warm(alice)
+    for _ in range(4):
+        sandbox.expire_tokens("alice")
+        warm(alice)
+    assert sandbox.count(CALLS, grant_type="password") == 1
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 4
+
+
 def test_before_expiry_the_refresh_token_goes_first_whoever_else_renews(sandbox: Sandbox) -> None:
     """A sticky finAPI gives no other token by password while one lives."""
     alice = sandbox.session("alice")
