@@ -302,6 +302,31 @@ def test_a_token_of_the_configuration_harms_no_newer_one_in_the_store(
     assert without_password(sandbox, store).get(ECHO).status_code == 200
 
 
+def test_a_dead_token_of_the_configuration_is_not_stored_over_a_good_one(sandbox: Sandbox) -> None:
+    """It seems to be the newest, as it tells no time; the refresh token that others live on stays all the same."""
+    sandbox.rotate_refresh_tokens = True
+    store, first = MemoryStore(), sandbox.session("alice").fetch_token()
+    seed = {"access_token": first.access_token, "refresh_token": first.refresh_token, "expires_in": 3600}
+    worker = without_password(sandbox, store, token=seed)
+    worker.get(ECHO)
+    sandbox.expire_tokens("alice")
+    assert worker.get(ECHO).status_code == 200
+    assert without_password(sandbox, store, token=seed).get(ECHO).status_code == 200
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_token_given_after_a_login_was_required_serves(sandbox: Sandbox, later: Callable[[float], None]) -> None:
+    """What was refused of the stored token says nothing of the one that the caller brings."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    sandbox.revoke_tokens("alice", refresh=True)
+    with pytest.raises(LoginRequiredError):
+        without_password(sandbox, store).get(ECHO)
+    later(3601)
+    fresh = {"access_token": sandbox.session("alice").fetch_token().access_token}
+    assert without_password(sandbox, store, token=fresh).get(ECHO).status_code == 200
+
+
 def test_a_process_that_was_cut_off_leaves_its_siblings_token_alone(sandbox: Sandbox) -> None:
     """What finAPI refused it meanwhile is said of its own token, not of the one that a sibling has stored."""
     sandbox.rotate_refresh_tokens = True
