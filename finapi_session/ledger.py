@@ -63,7 +63,8 @@ class Ledger:
             self._warn("get", type(error).__name__)
             return remembered
         self._failing.discard("get")
-        if key in self.unsaved and remembered.serial > stored.serial:
+        newer = remembered.serial > stored.serial and not remembered.expired_beside(stored)
+        if key in self.unsaved and newer:
             return remembered if self.unsaved[key] else _merged(stored, remembered)
         self.unsaved.pop(key, None)
         self._remember(key, stored)

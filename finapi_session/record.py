@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -92,6 +93,13 @@ class Record:
         if self.token is None:
             return -math.inf
         return self.token.renew_at(0.0 if self.sticky else leeway)
+
+    def expired_beside(self, other: Record) -> bool:
+        """Tell whether this token is past its expiry and *other*'s is not, whatever the serials say."""
+        if self.token is None or other.token is None:
+            return False
+        now = time.time()
+        return self.token.expired(now) and not other.token.expired(now)
 
     def refused(self, fingerprint: str, refusal: Refusal) -> dict[str, Refusal]:
         """Return the refusals with one more."""

@@ -198,9 +198,8 @@ class TokenSource:
             self._ledger.settle(need.key)
             stored = self._ledger.load(need.key)
             known = self._known(stored, need.credentials)
-            for record in known if _refresh_token(known[0].token) is None else known[:1]:
-                if self._serves(record, need):
-                    return self._adopt(need, stored, record)
+            if self._serves(known[0], need):
+                return self._adopt(need, stored, known[0])
             failure = self._standing.failure
             if failure is not None and failure.answers(entered):
                 raise failure.again()
@@ -225,7 +224,8 @@ class TokenSource:
         ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
         if not ours or stored.token is None:
             return [self._record]
-        held_first = stored.serial < self._record.serial or _outlives(self._record.token, stored.token)
+        newer = stored.serial < self._record.serial and not self._record.expired_beside(stored)
+        held_first = newer or _outlives(self._record.token, stored.token)
         known = [self._record, stored] if held_first else [stored, self._record]
         # Who has no password cannot get another token: for them the older one counts, too, if nothing else is left.
         return known if credentials.username is not None and credentials.password is None else known[:1]

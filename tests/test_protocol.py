@@ -250,7 +250,8 @@ class Processes(RuleBasedStateMachine):
     def a_sibling_has_renewed(self, number: int) -> None:
         """What one process has stored and finAPI honours, another takes without asking."""
         stored = self.fresh_in_store()
-        fresh = stored is not None and self.lives(stored)
+        # Who has something that a store which was down did not take may think that newer.
+        fresh = stored is not None and self.lives(stored) and not self.sources[number]._ledger.unsaved
         before = len(self.finapi.calls)
         token = self.run(number, TokenSource.token)
         if fresh and isinstance(token, Token) and self.lives(token):
