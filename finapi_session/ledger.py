@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from .events import Journal
 from .record import Record
@@ -18,6 +18,13 @@ from .stores.protocol import TokenStore
 LOOK_AGAIN = 10.0
 # What is remembered for a store that fails later: enough for the identities of a busy process.
 _MOST_REMEMBERED = 1000
+
+
+class _Unsaved(NamedTuple):
+    """What a store did not take: the serial of what it held then, and whether a new token, or none, is among it."""
+
+    before: float
+    new_token: bool
 
 
 class Ledger:
@@ -37,8 +44,8 @@ class Ledger:
         self.store = store
         self._journal = journal
         self._remembered: OrderedDict[str, Record] = OrderedDict()
-        #: Keys of what the store did not take, and whether a new token, or that there is none, is among that.
-        self.unsaved: dict[str, bool] = {}
+        #: What the store did not take, by key.
+        self.unsaved: dict[str, _Unsaved] = {}
         self._failing: set[str] = set()
         self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
 
@@ -63,17 +70,16 @@ class Ledger:
             self._warn("get", type(error).__name__)
             return remembered
         self._failing.discard("get")
-        newer = remembered.serial > stored.serial and not remembered.expired_beside(stored)
-        if key in self.unsaved and newer:
-            return remembered if self.unsaved[key] else _merged(stored, remembered)
+        unsaved = self.unsaved.get(key)
+        if unsaved is not None and (stored.serial == unsaved.before or remembered.newer_than(stored)):
+            return remembered if unsaved.new_token else _merged(stored, remembered)
         self.unsaved.pop(key, None)
         self._remember(key, stored)
         return stored
 
     def save(self, key: str, record: Record, *, new_token: bool = True) -> None:
         """Keep *record* under *key*; tell if its token is not new."""
-        self._remember(key, record)
-        with self._saving(key, "set", new_token):
+        with self._saving(key, record, "set", new_token):
             self.store.set(key, record.dumps())
 
     def look_again(self, key: str) -> float:
@@ -85,7 +91,7 @@ class Ledger:
         record = self.load(key) if key in self.unsaved else None
         # What cannot be read may be newer.
         if record is not None and key in self.unsaved and "get" not in self._failing:
-            self.save(key, record, new_token=self.unsaved[key])
+            self.save(key, record, new_token=self.unsaved[key].new_token)
 
     def settle_all(self) -> None:
         """Try so for every key, until the store fails."""
@@ -97,8 +103,8 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""
-        self._remember(key, self._remembered.get(key, Record()).next(time.time(), token=None, refusals={}))
-        with self._saving(key, "delete", True):
+        nothing = self._remembered.get(key, Record()).next(time.time(), token=None, refusals={})
+        with self._saving(key, nothing, "delete", True):
             self.store.delete(key)
 
     @contextmanager
@@ -131,11 +137,13 @@ class Ledger:
             self._remembered.popitem(last=False)
 
     @contextmanager
-    def _saving(self, key: str, verb: str, new_token: bool) -> Iterator[None]:
+    def _saving(self, key: str, record: Record, verb: str, new_token: bool) -> Iterator[None]:
+        unsaved = self.unsaved.get(key) or _Unsaved(self._remembered.get(key, Record()).serial, False)
+        self._remember(key, record)
         try:
             yield
         except Exception as error:
-            self.unsaved[key] = new_token or self.unsaved.get(key, False)
+            self.unsaved[key] = unsaved._replace(new_token=new_token or unsaved.new_token)
             self._warn(verb, type(error).__name__)
         else:
             self.unsaved.pop(key, None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -83,6 +82,12 @@ class Record:
         """Return the record that follows this one at *now* (epoch seconds)."""
         return replace(self, serial=max(now, self.serial + 0.001), **changes)
 
+    def without(self, refresh_token: str | None) -> Record:
+        """Return the record without *refresh_token*: itself if it is not its token's."""
+        if self.token is None or self.token.refresh_token != refresh_token:
+            return self
+        return replace(self, token=replace(self.token, refresh_token=None))
+
     def refusal(self, fingerprint: str, now: float) -> Refusal | None:
         """Return what finAPI refused this password with, if that still counts at *now* (epoch seconds)."""
         refusal = self.refusals.get(fingerprint)
@@ -94,12 +99,13 @@ class Record:
             return -math.inf
         return self.token.renew_at(0.0 if self.sticky else leeway)
 
-    def expired_beside(self, other: Record) -> bool:
-        """Tell whether this token is past its expiry and *other*'s is not, whatever the serials say."""
-        if self.token is None or other.token is None:
-            return False
-        now = time.time()
-        return self.token.expired(now) and not other.token.expired(now)
+    def newer_than(self, other: Record) -> bool:
+        """Tell whether this is the newer one of two that do not follow each other.
+
+        Their serials may be of clocks that were set: a token that expires later is not taken for the older one.
+        """
+        outlasted = self.token is not None and self.fresh_until(0.0) < other.fresh_until(0.0)
+        return self.serial > other.serial and not outlasted
 
     def refused(self, fingerprint: str, refusal: Refusal) -> dict[str, Refusal]:
         """Return the refusals with one more."""

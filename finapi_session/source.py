@@ -59,7 +59,7 @@ class TokenSource:
         self._ledger = ledger
         self._journal = journal
         self._leeway = leeway
-        self._record = Record(token, (token and token.issued_at) or 0.0)
+        self._record = self._given = Record(token, (token and token.issued_at) or 0.0)
         self._held: _Held | None = None
         self._standing = Standing()
         self._secretless: Failure | None = None
@@ -129,7 +129,7 @@ class TokenSource:
                 if token is not None and (token.refresh_token or not token.expired(time.time())):
                     self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
                 self._ledger.forget(key)
-                self._record, self._held = Record(), None
+                self._record, self._given, self._held = Record(), Record(), None
                 self._standing.go_on()
 
     def _token_in_turn(self) -> Token:
@@ -222,13 +222,12 @@ class TokenSource:
     def _known(self, stored: Record, credentials: Credentials) -> list[Record]:
         """Return what is held and what is stored for this very password, as far as they count, the newer one first."""
         ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
-        if not ours or stored.token is None:
-            return [self._record]
-        newer = stored.serial < self._record.serial and not self._record.expired_beside(stored)
-        held_first = newer or _outlives(self._record.token, stored.token)
-        known = [self._record, stored] if held_first else [stored, self._record]
-        # Who has no password cannot get another token: for them the older one counts, too, if nothing else is left.
-        return known if credentials.username is not None and credentials.password is None else known[:1]
+        known = [self._record]
+        if ours and stored.token is not None:
+            held_first = self._record.newer_than(stored) or _outlives(self._record.token, stored.token)
+            known = [self._record, stored] if held_first else [stored, self._record]
+        # Who has no password cannot get another token: for them the older ones count, too, if nothing else is left.
+        return [*known, self._given] if credentials.username is not None and credentials.password is None else known[:1]
 
     def _serves(self, record: Record, need: _Need) -> bool:
         now, token = time.time(), record.token
@@ -258,7 +257,7 @@ class TokenSource:
     def _ask(self, need: _Need, stored: Record, known: list[Record]) -> Token:
         """Ask finAPI, and keep what it says before it is used: a token or a refusal."""
         refusal = stored.refusal(need.credentials.fingerprint, time.time())
-        if refusal is not None and (refusal.until is not None or _refresh_token(known[0].token) is None):
+        if refusal is not None and (refusal.until is not None or not _renewable(known)):
             raise refusal.to_error()
         try:
             token = self._exchange(need, known, refusal)
@@ -268,18 +267,20 @@ class TokenSource:
         return self._keep(need, stored, known[0], token)
 
     def _exchange(self, need: _Need, known: list[Record], refusal: Refusal | None) -> Token:
-        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
+        """Get a token by a refresh token; without one, or if it is refused, by the password, once."""
         if need.credentials.username is None:
             return self._endpoint.fetch(need.credentials, patient=not need.early)
         shared = self._shared(need, refusal)
         if shared is not None:
             return shared
-        last, refused = known[0].token, None
-        if last is not None and last.refresh_token is not None:
+        refused: TokenError | None = None
+        for last in _renewable(known):
             answer = self._refresh(need, last)
             if isinstance(answer, Token):
                 return answer
             refused = answer
+            if refused.code == "invalid_client":
+                break
         if need.credentials.password is not None and refusal is None:
             return self._sign_in(need)
         return self._left(need, known[1:], refused, refusal)
@@ -317,7 +318,7 @@ class TokenSource:
             token = self._endpoint.fetch(need.credentials, last, patient=not need.early)
         except (InvalidGrantError, InvalidClientError) as error:
             if _is_about_the_token(error):
-                self._spend(need, last)
+                self._spend(need, last.refresh_token)
             return error.again()
         if token.refresh_token == last.refresh_token:  # else nobody else can renew with it
             self._standing.refreshed(token.authorization)
@@ -337,14 +338,13 @@ class TokenSource:
         self._standing.given(token.authorization)
         return self._hold(record, self._ledger.look_again(need.key))
 
-    def _spend(self, need: _Need, last: Token) -> None:
-        """Drop the refresh token of *last*, which finAPI refused; the access token may be good still."""
-        spent = replace(last, refresh_token=None)
-        if self._record.token == last:
-            self._record = replace(self._record, token=spent)
+    def _spend(self, need: _Need, refresh_token: str | None) -> None:
+        """Drop *refresh_token*, which finAPI refused; an access token beside it may be good still."""
+        self._record, self._given = self._record.without(refresh_token), self._given.without(refresh_token)
         stored = self._ledger.load(need.key)
-        if stored.token == last:
-            self._ledger.save(need.key, stored.next(time.time(), token=spent), new_token=False)
+        spent = stored.without(refresh_token)
+        if spent is not stored:
+            self._ledger.save(need.key, stored.next(time.time(), token=spent.token), new_token=False)
 
     def _keep_refusal(self, need: _Need, error: TokenError) -> None:
         """Keep *error* if finAPI judged, for all processes; for good if only another password or token helps."""
@@ -383,6 +383,15 @@ class _Need(NamedTuple):
 
 def _refresh_token(token: Token | None) -> str | None:
     return None if token is None else token.refresh_token
+
+
+def _renewable(known: list[Record]) -> list[Token]:
+    """Return the tokens that have a refresh token, the newer one first, and each refresh token once."""
+    tokens: dict[str, Token] = {}
+    for record in known:
+        if record.token is not None and record.token.refresh_token is not None:
+            tokens.setdefault(record.token.refresh_token, record.token)
+    return list(tokens.values())
 
 
 def _outlives(held: Token | None, stored: Token) -> bool:

@@ -23,6 +23,7 @@ from requests.adapters import BaseAdapter
 
 from finapi_session import (
     FinapiSession,
+    InvalidClientError,
     InvalidGrantError,
     LoginRequiredError,
     MemoryStore,
@@ -157,6 +158,32 @@ def _expired(session: FinapiSession) -> Any:
     stored = session._ledger.load(_key(session))
     assert stored.token is not None
     return replace(stored, token=replace(stored.token, expires_at=time.time() - 1))
+
+
+def test_a_token_given_goes_before_an_older_one_in_the_store(sandbox: Sandbox) -> None:
+    """Who logs in elsewhere and hands over what was had there works with that, though what is stored seems good."""
+    sandbox.sticky = False
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    time.sleep(0.01)
+    given = sandbox.session("alice").fetch_token()
+    sandbox.advance(1)
+    assert without_password(sandbox, store, token=given).fetch_token() == given
+
+
+def test_a_store_that_fell_back_in_time_costs_no_call(sandbox: Sandbox) -> None:
+    """After a failover to a copy that lags, who has the newer token renews with the newer refresh token."""
+    sandbox.rotate_refresh_tokens = True
+    store = MemoryStore()
+    alice = sandbox.session("alice", store=store)
+    alice.get(ECHO)
+    lagging = store.get(_key(alice))
+    assert lagging is not None
+    for calls in (2, 3):
+        sandbox.expire_tokens("alice")
+        assert alice.get(ECHO).status_code == 200
+        assert sandbox.count(CALLS) == calls
+        store.set(_key(alice), lagging)
 
 
 def test_a_token_given_is_stored(sandbox: Sandbox) -> None:
@@ -431,6 +458,83 @@ def test_who_loses_a_race_for_a_refresh_token_leaves_the_winners_in_the_store(sa
     assert without_password(sandbox, store).get(ECHO).status_code == 200
 
 
+def _beside_a_newer_one(sandbox: Sandbox, stored: str, own: str | None = None, expires_in: int = -1) -> FinapiSession:
+    """A worker whose given token, with the refresh token *own*, is expired, and older than the stored one."""
+    store = MemoryStore()
+    token = sandbox.session("alice", store=store).fetch_token()
+    sandbox.expire_tokens("alice")
+    older = replace(token, access_token="older", issued_at=1.0, expires_at=2.0)
+    older = older if own is None else replace(older, refresh_token=own)
+    worker = without_password(sandbox, store, token=older)
+    newer = replace(token, refresh_token=stored, expires_at=time.time() + expires_in)
+    worker._ledger.save(_key(worker), replace(worker._ledger.load(_key(worker)), token=newer))
+    return worker
+
+
+def test_a_refused_refresh_token_gives_way_to_another_one_at_hand(sandbox: Sandbox) -> None:
+    """Nobody need log in while there is a good one, be it the older; the refused one is not sent again."""
+    worker = _beside_a_newer_one(sandbox, "refused")
+    assert worker.get(ECHO).status_code == 200
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 2
+    sandbox.expire_tokens("alice")
+    assert worker.get(ECHO).status_code == 200
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 3
+
+
+@pytest.mark.parametrize(("again", "expires_in"), [("same worker", -1), ("restarted", -1), ("restarted", 3600)])
+def test_a_good_refresh_token_outlasts_the_refusal_of_another(again: str, expires_in: int, sandbox: Sandbox) -> None:
+    """finAPI is down when the older one's turn comes: it is there for the next call, here and in a new process."""
+    worker = _beside_a_newer_one(sandbox, "refused", expires_in=expires_in)
+    own = worker._own.held
+    sandbox.answer_next(400, body={"error": "invalid_grant"}, path=CALLS)
+    sandbox.answer_next(302, path=CALLS)
+    with pytest.raises(TokenEndpointError):
+        worker.get(ECHO)
+    if again == "restarted":
+        worker = without_password(sandbox, worker._ledger.store, token=own)  # type: ignore[arg-type]
+    assert worker.get(ECHO).status_code == 200
+
+
+def test_a_refused_refresh_token_is_sent_once_whoever_holds_it(sandbox: Sandbox) -> None:
+    """What finAPI said of it counts for every token that was had with it."""
+    worker = _beside_a_newer_one(sandbox, "refused", "refused")
+    for _ in range(3):
+        with pytest.raises(LoginRequiredError):
+            worker.get(ECHO)
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+
+
+def test_a_wrong_client_secret_is_sent_once_however_many_refresh_tokens_there_are(sandbox: Sandbox) -> None:
+    """What finAPI refused is the client: another refresh token would not help, and none is dropped."""
+    worker = _beside_a_newer_one(sandbox, "another")
+    sandbox.answer_next(401, body={"error": "invalid_client"}, path=CALLS)
+    with pytest.raises(InvalidClientError):
+        worker.get(ECHO)
+    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+    tokens = worker._own.held, worker._ledger.load(_key(worker)).token
+    assert all(token is not None and token.refresh_token for token in tokens)
+
+
+@pytest.mark.parametrize("expires_in", [-1, 3600])
+def test_a_token_given_serves_beside_a_stored_one_that_was_refused(expires_in: int, sandbox: Sandbox) -> None:
+    """Another worker has learnt that the stored one is of no use any more; that says nothing of what is given here."""
+    worker = _beside_a_newer_one(sandbox, "refused", expires_in=expires_in)
+    with pytest.raises(LoginRequiredError):
+        without_password(sandbox, worker._ledger.store).get(ECHO)  # type: ignore[arg-type]
+    assert worker.get(ECHO).status_code == 200
+
+
+def test_a_token_given_is_gone_once_it_is_revoked(sandbox: Sandbox) -> None:
+    """Who revokes has nothing left to renew with, and finAPI is not asked."""
+    alice = without_password(sandbox, MemoryStore(), token=sandbox.session("alice").fetch_token())
+    alice.get(ECHO)
+    alice.revoke()
+    calls = sandbox.count(CALLS)
+    with pytest.raises(LoginRequiredError, match="there is no token"):
+        alice.get(ECHO)
+    assert sandbox.count(CALLS) == calls
+
+
 def test_a_user_who_logs_in_again_renews_at_once(sandbox: Sandbox) -> None:
     """That an older refresh token was refused says nothing of the new one."""
     store = MemoryStore()
@@ -462,6 +566,24 @@ def test_a_clock_put_right_does_not_keep_a_worker_from_a_stored_token(
     with suppress(LoginRequiredError):
         worker.get(ECHO)
     assert worker.get(ECHO).status_code == 200
+
+
+def test_a_clock_put_right_does_not_lose_a_refresh_token(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a store which was down did not take outlives a stored token that seems to last longer, but is dead."""
+    sandbox.rotate_refresh_tokens = True
+    store, right = MemoryStore(), time.time
+    link = Link(store)
+    with monkeypatch.context() as fast:
+        fast.setattr(time, "time", lambda: right() + 1800)
+        sandbox.session("alice", store=store).fetch_token()
+    worker = without_password(sandbox, link)
+    worker.get(ECHO)
+    link.up = False
+    sandbox.expire_tokens("alice")
+    assert worker.get(ECHO).status_code == 200
+    link.up = True
+    worker.close()
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
 
 
 @pytest.mark.parametrize(

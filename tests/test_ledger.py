@@ -167,6 +167,38 @@ def test_what_a_store_did_not_take_counts_until_it_has_something_newer() -> None
     assert ledger.load("key") == record("theirs", 3)
 
 
+def lasting(name: str, serial: float, seconds: float) -> Record:
+    """A record of a token called *name* that expires in so many seconds."""
+    return Record(Token(name, expires_at=NOW + seconds, issued_at=NOW), serial)
+
+
+def test_the_successor_of_what_is_stored_counts_whatever_the_clocks_say() -> None:
+    """A token had after the clock was put right, while the store was down, goes before the one that it followed."""
+    store = Failing()
+    ledger, _ = opened(store)
+    ledger.save("key", lasting("fast-clock", 9.0, 90000))
+    store.down = {"set"}
+    for name, serial in (("next", 9.1), ("last", 9.2)):
+        ledger.save("key", lasting(name, serial, 600))
+        assert ledger.load("key").token == lasting(name, serial, 600).token
+    store.down = set()
+    ledger.settle("key")
+    assert opened(store)[0].load("key").token == lasting("last", 9.2, 600).token
+
+
+@pytest.mark.parametrize(("seconds", "counts"), [(59, "sibling's"), (60, "ours"), (61, "ours")])
+def test_of_two_that_do_not_follow_each_other_the_one_that_lasts_longer_counts(seconds: int, counts: str) -> None:
+    """A serial of a clock that was set back says nothing: what is soon to be renewed is not taken for the newer one."""
+    store = Failing()
+    ledger, _ = opened(store)
+    store.down = {"set"}
+    ledger.save("key", lasting("ours", 86400.0, seconds))
+    store.down = set()
+    opened(store)[0].save("key", lasting("sibling's", 1.0, 60))
+    loaded = ledger.load("key").token
+    assert loaded is not None and loaded.access_token == counts
+
+
 def test_a_refusal_that_a_store_did_not_take_leaves_the_token_there() -> None:
     """Once the store is back, a sibling's token counts together with what finAPI refused meanwhile."""
     store = Failing()
