@@ -6,13 +6,14 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from .events import Journal
-from .record import Record
+from .record import Record, Refusal
 from .standing import Standing
 from .stores.protocol import TokenStore
+from .tokens import Token
 
 #: Seconds after which a store that did not take a record is tried again.
 LOOK_AGAIN = 10.0
@@ -21,17 +22,37 @@ _MOST_REMEMBERED = 1000
 
 
 class _Unsaved(NamedTuple):
-    """What a store did not take: the serial of what it held then, and whether a new token, or none, is among it."""
+    """A record that a store did not take, and the one that it followed there."""
 
-    before: float
-    new_token: bool
+    record: Record
+    before: Record
+
+    def merged(self, stored: Record) -> Record:
+        """Return what to go on with beside what is *stored* now: that itself if nothing of ours is missing in it."""
+        ours, before = self
+        if stored == before:
+            return ours
+        newest = stored
+        if _another(ours.token, before.token):
+            newest = ours if ours.newer_than(stored) else stored
+        elif ours.token is not None and before.token is not None and ours.token.refresh_token is None:
+            newest = stored.without(before.token)
+        refusals = self._refusals(stored)
+        return newest if refusals == newest.refusals else newest.next(time.time(), refusals=refusals)
+
+    def _refusals(self, stored: Record) -> dict[str, Refusal]:
+        ours, before = self.record.refusals, self.before.refusals
+        accepted = stored.fingerprint if stored.fingerprint != self.before.fingerprint else None
+        kept = {name: refusal for name, refusal in stored.refusals.items() if name in ours or name not in before}
+        added = {name: refusal for name, refusal in ours.items() if before.get(name) != refusal and name != accepted}
+        return {**kept, **added}
 
 
 class Ledger:
     """Reads and writes the records of a store, and stands in for it while it fails.
 
-    Each record that went through here is remembered, so that neither a token nor a refusal is lost on a store
-    that is down, full or read-only. What such a store did not take counts until it holds something newer.
+    What it holds is remembered, so that neither a token nor a refusal is lost on a store that is down, full or
+    read-only. What such a store did not take counts until it holds something newer.
     """
 
     def __init__(self, store: TokenStore, journal: Journal) -> None:
@@ -44,7 +65,7 @@ class Ledger:
         self.store = store
         self._journal = journal
         self._remembered: OrderedDict[str, Record] = OrderedDict()
-        #: What the store did not take, by key.
+        #: What the store did not take, by key; none of it is forgotten, as it may be the last token of a user.
         self.unsaved: dict[str, _Unsaved] = {}
         self._failing: set[str] = set()
         self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
@@ -52,34 +73,36 @@ class Ledger:
     def standing(self, key: str, fingerprint: str) -> Standing:
         """Return how this process stands with finAPI over the identity of *key* and its password."""
         standing = self._standings.setdefault((key, fingerprint), Standing())
-        self._standings.move_to_end((key, fingerprint))
+        with suppress(KeyError):  # another thread has just pushed it out
+            self._standings.move_to_end((key, fingerprint))
         if len(self._standings) > _MOST_REMEMBERED:
             self._standings.popitem(last=False)
         return standing
 
     def load(self, key: str) -> Record:
         """Return the record under *key*, an empty one if there is none."""
-        remembered = self._remembered.get(key, Record())
         try:
             text = self.store.get(key)
             stored = Record() if text is None else Record.loads(text)
         except ValueError:
             self._warn("get", "what it holds is no record of ours, and is taken for nothing")
-            return remembered
+            return self._newest(key)
         except Exception as error:
             self._warn("get", type(error).__name__)
-            return remembered
+            return self._newest(key)
         self._failing.discard("get")
-        unsaved = self.unsaved.get(key)
-        if unsaved is not None and (stored.serial == unsaved.before or remembered.newer_than(stored)):
-            return remembered if unsaved.new_token else _merged(stored, remembered)
-        self.unsaved.pop(key, None)
         self._remember(key, stored)
-        return stored
+        unsaved = self.unsaved.get(key)
+        merged = stored if unsaved is None else unsaved.merged(stored)
+        if merged is stored:
+            self.unsaved.pop(key, None)
+        else:
+            self.unsaved[key] = _Unsaved(merged, stored)
+        return merged
 
-    def save(self, key: str, record: Record, *, new_token: bool = True) -> None:
-        """Keep *record* under *key*; tell if its token is not new."""
-        with self._saving(key, record, "set", new_token):
+    def save(self, key: str, record: Record) -> None:
+        """Keep *record* under *key*."""
+        with self._saving(key, record, "set"):
             self.store.set(key, record.dumps())
 
     def look_again(self, key: str) -> float:
@@ -91,7 +114,7 @@ class Ledger:
         record = self.load(key) if key in self.unsaved else None
         # What cannot be read may be newer.
         if record is not None and key in self.unsaved and "get" not in self._failing:
-            self.save(key, record, new_token=self.unsaved[key].new_token)
+            self.save(key, record)
 
     def settle_all(self) -> None:
         """Try so for every key, until the store fails."""
@@ -103,8 +126,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""
-        nothing = self._remembered.get(key, Record()).next(time.time(), token=None, refusals={})
-        with self._saving(key, nothing, "delete", True):
+        with self._saving(key, self._newest(key).next(time.time(), token=None, refusals={}), "delete"):
             self.store.delete(key)
 
     @contextmanager
@@ -136,17 +158,20 @@ class Ledger:
         if len(self._remembered) > _MOST_REMEMBERED:
             self._remembered.popitem(last=False)
 
+    def _newest(self, key: str) -> Record:
+        unsaved = self.unsaved.get(key)
+        return self._remembered.get(key, Record()) if unsaved is None else unsaved.record
+
     @contextmanager
-    def _saving(self, key: str, record: Record, verb: str, new_token: bool) -> Iterator[None]:
-        unsaved = self.unsaved.get(key) or _Unsaved(self._remembered.get(key, Record()).serial, False)
-        self._remember(key, record)
+    def _saving(self, key: str, record: Record, verb: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.unsaved[key] = unsaved._replace(new_token=new_token or unsaved.new_token)
+            self.unsaved[key] = _Unsaved(record, self._remembered.get(key, Record()))
             self._warn(verb, type(error).__name__)
         else:
             self.unsaved.pop(key, None)
+            self._remember(key, record)
             self._failing.discard(verb)
 
     def _warn(self, verb: str, reason: str) -> None:
@@ -158,9 +183,6 @@ class Ledger:
             self._journal.tell("store_failed", name, reason=f"{verb}: {reason}; going on with what is in memory")
 
 
-def _merged(stored: Record, remembered: Record) -> Record:
-    """Return what is *stored* with what was refused meanwhile, which says nothing of another token there."""
-    tokens = stored.token, remembered.token
-    same = all(tokens) and len({token.access_token for token in tokens if token}) == 1
-    refusals = {**stored.refusals, **remembered.refusals}
-    return stored.next(time.time(), token=remembered.token if same else stored.token, refusals=refusals)
+def _another(token: Token | None, before: Token | None) -> bool:
+    """Tell whether *token* is not the same as *before*, be it without its refresh token."""
+    return token is not before and (token is None or before is None or token.access_token != before.access_token)

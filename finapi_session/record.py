@@ -82,9 +82,9 @@ class Record:
         """Return the record that follows this one at *now* (epoch seconds)."""
         return replace(self, serial=max(now, self.serial + 0.001), **changes)
 
-    def without(self, refresh_token: str | None) -> Record:
-        """Return the record without *refresh_token*: itself if it is not its token's."""
-        if self.token is None or self.token.refresh_token != refresh_token:
+    def without(self, refused: Token) -> Record:
+        """Return the record without the refresh token of *refused*: itself if it has another one or none."""
+        if self.token is None or self.token.refresh_token is None or self.token.refresh_token != refused.refresh_token:
             return self
         return replace(self, token=replace(self.token, refresh_token=None))
 

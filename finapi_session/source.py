@@ -59,7 +59,9 @@ class TokenSource:
         self._ledger = ledger
         self._journal = journal
         self._leeway = leeway
-        self._record = self._given = Record(token, (token and token.issued_at) or 0.0)
+        self._record = Record(token, (token and token.issued_at) or 0.0)
+        #: What was held before a stored one was taken: the last resort of a user without a password.
+        self._spare = Record()
         self._held: _Held | None = None
         self._standing = Standing()
         self._secretless: Failure | None = None
@@ -125,11 +127,11 @@ class TokenSource:
             credentials = self.identity.credentials()
             key = self._key(credentials)
             with self._ledger.lock(key):
-                token = self._known(self._ledger.load(key), credentials)[0].token
-                if token is not None and (token.refresh_token or not token.expired(time.time())):
-                    self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
+                for token in _grants(self._known(self._ledger.load(key), credentials)):
+                    if token.refresh_token or not token.expired(time.time()):
+                        self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
                 self._ledger.forget(key)
-                self._record, self._given, self._held = Record(), Record(), None
+                self._record, self._spare, self._held = Record(), Record(), None
                 self._standing.go_on()
 
     def _token_in_turn(self) -> Token:
@@ -196,20 +198,27 @@ class TokenSource:
         # Who comes early has the turn already.
         with nullcontext() if need.early else self._standing.renewing.taken(), self._ledger.lock(need.key):
             self._ledger.settle(need.key)
-            stored = self._ledger.load(need.key)
-            known = self._known(stored, need.credentials)
-            if self._serves(known[0], need):
-                return self._adopt(need, stored, known[0])
-            failure = self._standing.failure
-            if failure is not None and failure.answers(entered):
-                raise failure.again()
-            try:
-                return self._ask(need, stored, known)
-            except TokenError as error:
-                if not need.early:
-                    rest = min(error.retry_after or 0.0, _LONGEST_REST)
-                    self._standing.failure = Failure(error.again(), time.monotonic(), rest)
-                raise
+            return self._take(need, entered)
+
+    def _take(self, need: _Need, entered: float, again: bool = True) -> Token:
+        """Take the token at hand, or ask; *again*, once, if a refresh token was refused and there may be another."""
+        stored = self._ledger.load(need.key)
+        known = self._known(stored, need.credentials)
+        at_hand = self._at_hand(known, need)
+        if at_hand is not None:
+            return self._adopt(need, stored, at_hand)
+        failure = self._standing.failure
+        if failure is not None and failure.answers(entered):
+            raise failure.again()
+        try:
+            return self._ask(need, stored, known)
+        except TokenError as error:
+            if again and _is_spent(error):
+                return self._take(need, entered, again=False)
+            if not need.early:
+                rest = min(error.retry_after or 0.0, _LONGEST_REST)
+                self._standing.failure = Failure(error.again(), time.monotonic(), rest)
+            raise
 
     def _find(self, need: _Need) -> Token | None:
         """Take a usable token from the store, if that is where the newest one is."""
@@ -227,7 +236,18 @@ class TokenSource:
             held_first = self._record.newer_than(stored) or _outlives(self._record.token, stored.token)
             known = [self._record, stored] if held_first else [stored, self._record]
         # Who has no password cannot get another token: for them the older ones count, too, if nothing else is left.
-        return [*known, self._given] if credentials.username is not None and credentials.password is None else known[:1]
+        return [*known, self._spare] if _lives_on_tokens(credentials) else known[:1]
+
+    def _at_hand(self, known: list[Record], need: _Need) -> Record | None:
+        """Return the first record that serves; older ones only at expiry, and if no newer one can be renewed."""
+        for record in known:
+            renewable = _refresh_token(record.token) is not None
+            # Renewing what was set aside tells for sure whether it is good.
+            if self._serves(record, need) and not (renewable and record is self._spare):
+                return record
+            if need.early or renewable:
+                return None
+        return None
 
     def _serves(self, record: Record, need: _Need) -> bool:
         now, token = time.time(), record.token
@@ -242,10 +262,21 @@ class TokenSource:
         if record is not stored and (stored.token is None or spare):
             record = stored.next(max(time.time(), record.serial), token=record.token, fingerprint=fingerprint)
             self._ledger.save(need.key, record)
+        if _lives_on_tokens(need.credentials):
+            self._set_aside(record, need)
         token = self._hold(record, self._ledger.look_again(need.key))
         expires_in = None if token.expires_at is None else token.expires_at - time.time()
         self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
         return token
+
+    def _set_aside(self, record: Record, need: _Need) -> None:
+        """Keep what is held, if *record* that takes its place is of another grant, and nothing else can be had."""
+        held = self._record.token
+        if held is None or record.token is None or held.shares_grant(record.token):
+            return
+        if held.authorization == need.rejected:
+            held = replace(held, expires_at=time.time())
+        self._spare = replace(self._record, token=held)
 
     def _hold(self, record: Record, look_again: float = math.inf) -> Token:
         assert record.token is not None
@@ -256,34 +287,30 @@ class TokenSource:
 
     def _ask(self, need: _Need, stored: Record, known: list[Record]) -> Token:
         """Ask finAPI, and keep what it says before it is used: a token or a refusal."""
+        last = next((record for record in known if _refresh_token(record.token) is not None), known[0])
         refusal = stored.refusal(need.credentials.fingerprint, time.time())
-        if refusal is not None and (refusal.until is not None or not _renewable(known)):
+        if refusal is not None and (refusal.until is not None or _refresh_token(last.token) is None):
             raise refusal.to_error()
         try:
-            token = self._exchange(need, known, refusal)
+            token = self._exchange(need, last.token, refusal)
         except TokenError as error:
             self._keep_refusal(need, error)
             raise
-        return self._keep(need, stored, known[0], token)
+        return self._keep(need, stored, last, token)
 
-    def _exchange(self, need: _Need, known: list[Record], refusal: Refusal | None) -> Token:
-        """Get a token by a refresh token; without one, or if it is refused, by the password, once."""
+    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
+        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
         if need.credentials.username is None:
             return self._endpoint.fetch(need.credentials, patient=not need.early)
         shared = self._shared(need, refusal)
         if shared is not None:
             return shared
-        refused: TokenError | None = None
-        for last in _renewable(known):
-            answer = self._refresh(need, last)
-            if isinstance(answer, Token):
-                return answer
-            refused = answer
-            if refused.code == "invalid_client":
-                break
+        answer = self._refresh(need, last)
+        if isinstance(answer, Token):
+            return answer
         if need.credentials.password is not None and refusal is None:
             return self._sign_in(need)
-        return self._left(need, known[1:], refused, refusal)
+        raise _hopeless(self.identity, answer, refusal)
 
     def _shared(self, need: _Need, refusal: Refusal | None) -> Token | None:
         """Where others renew with our refresh token, get the token that they have: by the password."""
@@ -296,29 +323,20 @@ class TokenSource:
             self._standing.uncontested()
         return token
 
-    def _left(
-        self, need: _Need, older: list[Record], refused: TokenError | None, refusal: Refusal | None
-    ) -> Token:
-        """Return the last token that serves, or raise why there is none."""
-        for record in older:
-            if record.token is not None and self._serves(record, need):
-                return record.token
-        if refusal is not None and (refused is None or refused.code != "invalid_client"):
-            raise refusal.to_error()
-        raise _login_required(self.identity, refused)
-
     def _sign_in(self, need: _Need) -> Token:
         token = self._endpoint.fetch(need.credentials, patient=not need.early)
         self._standing.signed_in()
         return token
 
-    def _refresh(self, need: _Need, last: Token) -> Token | TokenError:
-        """Return the token that finAPI gives for the refresh token of *last*, or its refusal."""
+    def _refresh(self, need: _Need, last: Token | None) -> Token | TokenError | None:
+        """Return the token that finAPI gives for the refresh token of *last*, if it has one, or finAPI's refusal."""
+        if last is None or last.refresh_token is None:
+            return None
         try:
             token = self._endpoint.fetch(need.credentials, last, patient=not need.early)
         except (InvalidGrantError, InvalidClientError) as error:
             if _is_about_the_token(error):
-                self._spend(need, last.refresh_token)
+                self._spend(need, last)
             return error.again()
         if token.refresh_token == last.refresh_token:  # else nobody else can renew with it
             self._standing.refreshed(token.authorization)
@@ -336,26 +354,27 @@ class TokenSource:
         record = stored.next(now, token=token, fingerprint=fingerprint, sticky=sticky)
         self._ledger.save(need.key, record)
         self._standing.given(token.authorization)
+        if known is self._spare:
+            self._spare = Record()
         return self._hold(record, self._ledger.look_again(need.key))
 
-    def _spend(self, need: _Need, refresh_token: str | None) -> None:
-        """Drop *refresh_token*, which finAPI refused; an access token beside it may be good still."""
-        self._record, self._given = self._record.without(refresh_token), self._given.without(refresh_token)
+    def _spend(self, need: _Need, refused: Token) -> None:
+        """Drop the refresh token of *refused*, which finAPI refused; an access token may be good still."""
+        self._record, self._spare = self._record.without(refused), self._spare.without(refused)
         stored = self._ledger.load(need.key)
-        spent = stored.without(refresh_token)
+        spent = stored.without(refused)
         if spent is not stored:
-            self._ledger.save(need.key, stored.next(time.time(), token=spent.token), new_token=False)
+            self._ledger.save(need.key, spent.next(time.time()))
 
     def _keep_refusal(self, need: _Need, error: TokenError) -> None:
         """Keep *error* if finAPI judged, for all processes; for good if only another password or token helps."""
         if error.status is None or isinstance(error, TokenEndpointError):
             return
         now, stored = time.time(), self._ledger.load(need.key)
-        spent = isinstance(error, LoginRequiredError) and _is_about_the_token(error)
         wrong = isinstance(error, InvalidGrantError) and need.credentials.password is not None
-        refusal = Refusal.of(error, for_good=wrong or spent, now=now)
+        refusal = Refusal.of(error, for_good=wrong or _is_spent(error), now=now)
         refusals = stored.refused(need.credentials.fingerprint, refusal)
-        self._ledger.save(need.key, stored.next(now, refusals=refusals), new_token=False)
+        self._ledger.save(need.key, stored.next(now, refusals=refusals))
 
     def _other_than(self, rejected: Bearer) -> Token | None:
         held = self._held
@@ -381,17 +400,22 @@ class _Need(NamedTuple):
     early: bool
 
 
+def _lives_on_tokens(credentials: Credentials) -> bool:
+    """Tell whether they are a user's without a password, who cannot get another token."""
+    return credentials.username is not None and credentials.password is None
+
+
+def _grants(known: list[Record]) -> list[Token]:
+    """Return the tokens, one of each grant, the newer one first."""
+    tokens: list[Token] = []
+    for record in known:
+        if record.token is not None and not any(map(record.token.shares_grant, tokens)):
+            tokens.append(record.token)
+    return tokens
+
+
 def _refresh_token(token: Token | None) -> str | None:
     return None if token is None else token.refresh_token
-
-
-def _renewable(known: list[Record]) -> list[Token]:
-    """Return the tokens that have a refresh token, the newer one first, and each refresh token once."""
-    tokens: dict[str, Token] = {}
-    for record in known:
-        if record.token is not None and record.token.refresh_token is not None:
-            tokens.setdefault(record.token.refresh_token, record.token)
-    return list(tokens.values())
 
 
 def _outlives(held: Token | None, stored: Token) -> bool:
@@ -416,6 +440,11 @@ def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:
     return token
 
 
+def _is_spent(error: TokenError) -> bool:
+    """Tell whether *error* is that of a user whose refresh token finAPI refused."""
+    return isinstance(error, LoginRequiredError) and _is_about_the_token(error)
+
+
 def _is_about_the_token(error: TokenError) -> bool:
     """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
     if error.code == "invalid_client":
@@ -423,10 +452,12 @@ def _is_about_the_token(error: TokenError) -> bool:
     return error.status == 400 or error.code in ("invalid_grant", "invalid_token")
 
 
-def _login_required(identity: Identity, refused: TokenError | None) -> TokenError:
-    """Return the error for a user without a password: the client's own if that was what finAPI refused."""
+def _hopeless(identity: Identity, refused: TokenError | None, refusal: Refusal | None) -> TokenError:
+    """Return why there is no token: finAPI *refused* the refresh token, or, before, the password as well."""
+    if refused is not None and refused.code == "invalid_client":
+        return refused
+    if refusal is not None:
+        return refusal.to_error()
     if refused is None:
         return LoginRequiredError(f"there is no token for {identity}")
-    if refused.code == "invalid_client":
-        return refused
     return LoginRequiredError(f"finAPI refused the refresh token of {identity}", **refused.facts())

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from finapi_session import (
     InvalidGrantError,
     LoginRequiredError,
     MemoryStore,
+    Token,
     TokenEndpointError,
     TokenError,
     TokenEvent,
@@ -495,13 +496,17 @@ def test_a_good_refresh_token_outlasts_the_refusal_of_another(again: str, expire
     assert worker.get(ECHO).status_code == 200
 
 
-def test_a_refused_refresh_token_is_sent_once_whoever_holds_it(sandbox: Sandbox) -> None:
-    """What finAPI said of it counts for every token that was had with it."""
-    worker = _beside_a_newer_one(sandbox, "refused", "refused")
+@pytest.mark.parametrize("expires_in", [-1, 3600])
+@pytest.mark.parametrize(("own", "calls"), [("refused", 1), ("refused-too", 2)])
+def test_a_refused_refresh_token_is_sent_once_whoever_holds_it(
+    own: str, calls: int, expires_in: int, sandbox: Sandbox
+) -> None:
+    """What finAPI said of it counts for every token that was had with it, stored, held or set aside."""
+    worker = _beside_a_newer_one(sandbox, "refused", own, expires_in)
     for _ in range(3):
         with pytest.raises(LoginRequiredError):
             worker.get(ECHO)
-    assert sandbox.count(CALLS, grant_type="refresh_token") == 1
+    assert sandbox.count(CALLS, grant_type="refresh_token") == calls
 
 
 def test_a_wrong_client_secret_is_sent_once_however_many_refresh_tokens_there_are(sandbox: Sandbox) -> None:
@@ -524,6 +529,69 @@ def test_a_token_given_serves_beside_a_stored_one_that_was_refused(expires_in: i
     assert worker.get(ECHO).status_code == 200
 
 
+def test_an_access_token_given_serves_beside_a_stored_one_that_was_refused(sandbox: Sandbox) -> None:
+    """It is used although it is the older one and there is no refresh token any more."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    sandbox.revoke_tokens("alice", refresh=True)
+    with pytest.raises(LoginRequiredError):
+        without_password(sandbox, store).get(ECHO)
+    given = Token(sandbox.session("alice").fetch_token().access_token, issued_at=1.0)
+    assert without_password(sandbox, store, token=given).get(ECHO).status_code == 200
+
+
+def test_a_dead_access_token_given_leaves_the_stored_one_in_use(sandbox: Sandbox) -> None:
+    """What others live on is taken as it is, and not renewed."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    worker = without_password(sandbox, store, token=Token("dead", issued_at=time.time()))
+    assert worker.get(ECHO).status_code == 200
+    assert sandbox.count(CALLS) == 1
+    sandbox.revoke_tokens("alice", refresh=True)
+    with pytest.raises(LoginRequiredError):
+        worker.get(ECHO)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_an_older_token_is_not_used_while_there_is_a_better_one(
+    refused: bool, sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """Before expiry the one in use goes on, though it cannot be renewed; after it, one that can be renewed is."""
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    worker = without_password(sandbox, store, token=Token("dead", issued_at=1.0))
+    assert worker.get(ECHO).status_code == 200
+    if refused:
+        sandbox.answer_next(400, body={"error": "invalid_grant"}, path=CALLS)
+    else:
+        sandbox.expire_tokens("alice")
+    for seconds in (3550, 20, 20):
+        later(seconds if refused else 0)
+        assert worker.get(ECHO).status_code == 200
+    assert sandbox.count(CALLS) == 2 and sandbox.count(ECHO, status=401) == (0 if refused else 1)
+
+
+def test_what_was_set_aside_is_not_lost_to_a_siblings_renewal(sandbox: Sandbox) -> None:
+    """A user's other grant is there when the one that siblings renewed is gone; its refusal then counts once."""
+    sandbox.sticky = False
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    given = replace(sandbox.session("alice").fetch_token(), issued_at=1.0)
+    worker, sibling = without_password(sandbox, store, token=given), without_password(sandbox, store)
+    for session in (worker, sibling):
+        session.get(ECHO)
+    sandbox.expire_tokens("alice")
+    for session in (sibling, worker):
+        assert session.get(ECHO).status_code == 200
+    sibling.revoke()
+    assert worker.get(ECHO).status_code == 200
+    sandbox.revoke_tokens("alice", refresh=True)
+    calls = sandbox.count(CALLS)
+    with pytest.raises(LoginRequiredError):
+        worker.get(ECHO)
+    assert sandbox.count(CALLS) == calls + 1
+
+
 def test_a_token_given_is_gone_once_it_is_revoked(sandbox: Sandbox) -> None:
     """Who revokes has nothing left to renew with, and finAPI is not asked."""
     alice = without_password(sandbox, MemoryStore(), token=sandbox.session("alice").fetch_token())
@@ -532,6 +600,158 @@ def test_a_token_given_is_gone_once_it_is_revoked(sandbox: Sandbox) -> None:
     calls = sandbox.count(CALLS)
     with pytest.raises(LoginRequiredError, match="there is no token"):
         alice.get(ECHO)
+    assert sandbox.count(CALLS) == calls
+
+
+@pytest.mark.parametrize("body", [{"error": "invalid_client"}, {}])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_client_refused_once_costs_no_refresh_token(
+    body: dict[str, str], early: bool, sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """The token that a worker started with is long dead: it takes no place of the one that may be renewed again."""
+    sandbox.rotate_refresh_tokens = True
+    store, first = MemoryStore(), sandbox.session("alice").fetch_token()
+    seed = {"access_token": first.access_token, "refresh_token": first.refresh_token}
+    without_password(sandbox, store, token=seed).get(ECHO)
+    later(3601)
+    for worker in (without_password(sandbox, store, token=seed) for _ in range(2)):
+        assert worker.get(ECHO).status_code == 200
+    later(3550 if early else 3601)
+    sandbox.answer_next(401, body=body, path=CALLS)
+    with nullcontext() if early else pytest.raises(TokenError):
+        assert worker.get(ECHO).status_code == 200
+    later(61)
+    assert worker.get(ECHO).status_code == 200
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_dead_token_that_another_worker_stores_costs_no_refresh_token(sandbox: Sandbox) -> None:
+    """After a store was emptied a worker starts with its first token: who has a better refresh token keeps it."""
+    sandbox.rotate_refresh_tokens = True
+    store, first = MemoryStore(), sandbox.session("alice").fetch_token()
+    seed = {"access_token": first.access_token, "refresh_token": first.refresh_token}
+    worker = without_password(sandbox, store, token=seed)
+    worker.get(ECHO)
+    sandbox.expire_tokens("alice")
+    worker.get(ECHO)
+    store.delete(_key(worker))
+    with pytest.raises(LoginRequiredError):
+        without_password(sandbox, store, token=seed).get(ECHO)
+    sandbox.expire_tokens("alice")
+    statuses = [worker.get(ECHO).status_code for _ in range(2)]
+    assert statuses[-1] == 200
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+def test_a_siblings_refusal_costs_no_refresh_token_that_the_store_did_not_take(
+    sandbox: Sandbox, later: Callable[[float], None]
+) -> None:
+    """What a sibling learnt of the refresh token before says nothing of the one that replaced it."""
+    sandbox.rotate_refresh_tokens = True
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    link = Link(store)
+    worker, sibling = without_password(sandbox, link), without_password(sandbox, store)
+    for session in (worker, sibling):
+        session.get(ECHO)
+    sandbox.expire_tokens("alice")
+    link.up = False
+    assert worker.get(ECHO).status_code == 200
+    link.up = True
+    with pytest.raises(LoginRequiredError):
+        sibling.get(ECHO)
+    later(11)
+    for session in (worker, sibling):
+        assert session.get(ECHO).status_code == 200
+
+
+def test_an_outage_of_the_store_with_many_users_loses_nobodys_token(sandbox: Sandbox) -> None:
+    """A thousand others do not push out of memory what the store did not take."""
+    sandbox.rotate_refresh_tokens = True
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    link = Link(store)
+    worker = without_password(sandbox, link)
+    worker.get(ECHO)
+    link.up = False
+    sandbox.expire_tokens("alice")
+    worker.get(ECHO)
+    link.up = True
+    for number in range(1001):
+        worker._ledger.load(str(number))
+    worker.close()
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+@pytest.mark.parametrize("stored", ["known to her", "taken in place of what was given"])
+def test_revoke_leaves_no_grant_alive(stored: str, sandbox: Sandbox) -> None:
+    """Of a user with a token given beside the stored one nothing is left, in use or not."""
+    sandbox.sticky = False
+    store = MemoryStore()
+    tokens = [sandbox.session("alice", store=store).fetch_token(), sandbox.session("alice").fetch_token()]
+    given = replace(tokens[1], issued_at=1.0)
+    alice = without_password(sandbox, store, token=given)
+    if stored != "known to her":
+        alice.get(ECHO)
+    alice.revoke()
+    with pytest.raises(LoginRequiredError, match="there is no token"):
+        alice.get(ECHO)
+    for token in tokens:
+        with pytest.raises(LoginRequiredError):
+            without_password(sandbox, MemoryStore(), token=token).get(ECHO)
+
+
+def test_a_token_given_is_not_stored_for_a_password_that_it_was_not_had_with(sandbox: Sandbox) -> None:
+    """Renewed in place of a stored one that was refused, it does not serve who knows only the old password."""
+    store, old = MemoryStore(), sandbox.users["alice"].password
+    sandbox.session("alice", store=store).fetch_token()
+    sandbox.change_password("alice", "new-password")
+    fresh = sandbox.session("alice", "new-password").fetch_token()
+    sandbox.expire_tokens("alice")
+    seed = {"access_token": fresh.access_token, "refresh_token": fresh.refresh_token}
+    assert without_password(sandbox, store, token=seed).get(ECHO).status_code == 200
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", old, store=store).get(ECHO)
+
+
+def test_a_refused_password_is_remembered_over_an_outage(sandbox: Sandbox) -> None:
+    """That the store took nothing, and a sibling's token meanwhile, does not bring it to finAPI again."""
+    store = MemoryStore()
+    link = Link(store)
+    good, bad = sandbox.session("alice", store=store), sandbox.session("alice", "wrong", store=link)
+    good.get(ECHO)
+    link.up = False
+    with pytest.raises(InvalidGrantError):
+        bad.get(ECHO)
+    sandbox.expire_tokens("alice")
+    good.get(ECHO)
+    link.up = True
+    for session in (bad, bad, sandbox.session("alice", "wrong", store=store)):
+        with pytest.raises(InvalidGrantError):
+            session.get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 1
+    assert good.get(ECHO).status_code == 200
+
+
+def test_a_process_that_was_cut_off_leaves_a_siblings_refusal_alone(sandbox: Sandbox) -> None:
+    """Its newer token is stored together with the refusal that it did not know of."""
+    store = MemoryStore()
+    link = Link(store)
+    cut_off = sandbox.session("alice", store=link)
+    cut_off.get(ECHO)
+    link.up = False
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
+    sandbox.expire_tokens("alice")
+    time.sleep(0.01)
+    cut_off.get(ECHO)
+    link.up = True
+    cut_off.close()
+    with pytest.raises(InvalidGrantError):
+        sandbox.session("alice", "wrong", store=store).get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 1
+    calls = sandbox.count(CALLS)
+    assert sandbox.session("alice", store=store).get(ECHO).status_code == 200
     assert sandbox.count(CALLS) == calls
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -205,13 +208,72 @@ def test_a_refusal_that_a_store_did_not_take_leaves_the_token_there() -> None:
     ledger, _ = opened(store)
     refusal = Refusal("InvalidGrantError", "no")
     store.down = {"get", "set"}
-    ledger.save("key", Record(serial=9, refusals={"wrong": refusal}), new_token=False)
+    ledger.save("key", Record(serial=9, refusals={"wrong": refusal}))
     MemoryStore.set(store, "key", record("theirs", 3).dumps())
     store.down = set()
     loads = [ledger.load("key")]
     ledger.settle("key")
     for loaded in (*loads, opened(store)[0].load("key")):
         assert loaded.token == record("theirs").token and loaded.refusals == {"wrong": refusal}
+
+
+def refused(*names: str, **changes: Any) -> Record:
+    """A record with a refusal of each name."""
+    return Record(refusals={name: Refusal("InvalidGrantError", "no") for name in names}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "ours", "theirs", "left"),
+    [
+        ("a", "a b", "a", "a b"),
+        ("a", "a b", "a c", "a b c"),
+        ("a", "b", "a c", "b c"),
+        ("a b", "a b", "c", "c"),
+        ("", "a b", "", "b"),
+    ],
+    ids=["added here", "added on both sides", "cleared here", "cleared there", "accepted there"],
+)
+def test_refusals_of_both_sides_count(before: str, ours: str, theirs: str, left: str) -> None:
+    """What was refused, or cleared, while the store was down counts beside what it holds, unless it was accepted."""
+    store = Failing()
+    ledger, _ = opened(store)
+    ledger.save("key", refused(*before.split(), serial=1.0))
+    store.down = {"set"}
+    ledger.save("key", refused(*ours.split(), serial=2.0))
+    fingerprint = "" if before else "a"
+    MemoryStore.set(store, "key", refused(*theirs.split(), serial=3.0, fingerprint=fingerprint).dumps())
+    store.down = set()
+    for _ in range(2):
+        assert sorted(ledger.load("key").refusals) == left.split()
+    ledger.settle("key")
+    for loaded in (ledger.load("key"), opened(store)[0].load("key")):
+        assert sorted(loaded.refusals) == left.split() and loaded.serial >= 3.0
+    assert not ledger.unsaved
+
+
+@pytest.mark.parametrize(("theirs", "left"), [("refused", None), ("replaced", "replaced")])
+def test_a_refresh_token_refused_while_the_store_was_down_is_dropped_there(theirs: str, left: str | None) -> None:
+    """Only that one: what replaced it meanwhile stays, although the access token is the same."""
+    store = Failing()
+    ledger, _ = opened(store)
+    ledger.save("key", Record(Token("access", refresh_token="refused"), 1.0))
+    store.down = {"set"}
+    ledger.save("key", Record(Token("access"), 2.0))
+    MemoryStore.set(store, "key", Record(Token("access", refresh_token=theirs), 3.0).dumps())
+    store.down = set()
+    ledger.settle("key")
+    stored = opened(store)[0].load("key").token
+    assert stored is not None and stored.refresh_token == left and not ledger.unsaved
+
+
+def test_what_arrived_although_the_store_said_no_is_not_saved_again() -> None:
+    """A write whose answer was lost is found in the store, and done with."""
+    store = Failing()
+    ledger, _ = opened(store)
+    store.down = {"set"}
+    ledger.save("key", record("ours", 2))
+    MemoryStore.set(store, "key", record("ours", 2).dumps())
+    assert ledger.load("key") == record("ours", 2) and not ledger.unsaved
 
 
 def test_what_cannot_be_read_is_not_written_over() -> None:
@@ -292,6 +354,19 @@ def test_a_listener_that_raises_costs_nothing(sandbox: Sandbox, caplog: pytest.L
     with sandbox.session(on_event=listener) as session:
         assert session.get("/api/v2/banks").ok
     assert "on_event raised ValueError" in caplog.text and "her-password" not in caplog.text
+
+
+def test_threads_push_each_others_standings_out() -> None:
+    """A process with very many users and threads gets one for each all the same."""
+    ledger, _ = opened(MemoryStore())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in pool.map(lambda _: [ledger.standing(str(n % 1003), "") for n in range(20_000)], range(4)):
+                pass
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_standings_are_bounded() -> None:
