@@ -359,8 +359,10 @@ class TokenSource:
         return self._hold(record, self._ledger.look_again(need.key))
 
     def _spend(self, need: _Need, refused: Token) -> None:
-        """Drop the refresh token of *refused*, which finAPI refused; an access token may be good still."""
-        self._record, self._spare = self._record.without(refused), self._spare.without(refused)
+        """Drop the refresh token of *refused*, which finAPI refused; the access token in use may be good still."""
+        self._record = self._record.without(refused)
+        if self._spare.without(refused) is not self._spare:
+            self._spare = Record()
         stored = self._ledger.load(need.key)
         spent = stored.without(refused)
         if spent is not stored:

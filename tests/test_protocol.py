@@ -353,7 +353,39 @@ class Processes(RuleBasedStateMachine):
             self.freezer.stop()
 
 
-Processes.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+class WithoutPassword(Processes):
+    """The same of a user whose password nobody has: each process starts with the token of one login."""
+
+    seed: Token | None = None
+
+    @initialize(sticky=st.booleans(), killing=st.booleans(), rotating=st.booleans())
+    def start(self, sticky: bool, killing: bool, rotating: bool) -> None:
+        """Start finAPI in one of its readings, log in, and start three processes."""
+        super().start(sticky, killing, rotating)
+        self.seed = self.finapi.log_in("right")
+        self.finapi.calls.clear()
+        self.sources = [self.source() for _ in range(3)]
+
+    def source(self) -> TokenSource:
+        """A new process: a source, with a ledger of its own, that is given the token."""
+        journal, identity = Journal(SANDBOX.base_url), Identity("id", "secret", "alice", None)
+        ledger = Ledger(self.store, journal)
+        return TokenSource(identity, self.endpoint, ledger, journal, token=self.seed)  # type: ignore[arg-type]
+
+    def credentials(self) -> Credentials:
+        """The credentials, without a password."""
+        return Credentials("id", "secret", "alice", None)
+
+    @invariant()
+    def nothing_older_stored(self) -> None:
+        """The store never holds a token older than one that was used, as long as that can be renewed."""
+        if getattr(self, "finapi", None) and self.finapi.refresh_tokens:
+            super().nothing_older_stored()
+
+
+for machine in (Processes, WithoutPassword):
+    machine.TestCase.settings = settings(
+        max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 TestProcesses = Processes.TestCase
+TestWithoutPassword = WithoutPassword.TestCase
