@@ -117,7 +117,7 @@ class TokenSource:
         if seconds:
             self._stand_still(token.authorization, "the API rejects what finAPI gives", seconds)
 
-    def revoke(self, bearer: AuthBase | None = None, *, patient: bool = True) -> None:
+    def revoke(self, bearer: AuthBase | None = None, *, patient: bool) -> None:
         """Revoke the identity's token, held or stored, and forget it and what finAPI refused.
 
         *bearer* is the client's; without it the token, being the client's own, proves itself. What is passing is

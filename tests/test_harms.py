@@ -172,19 +172,20 @@ def test_a_token_given_goes_before_an_older_one_in_the_store(sandbox: Sandbox) -
     assert without_password(sandbox, store, token=given).fetch_token() == given
 
 
-def test_a_store_that_fell_back_in_time_costs_no_call(sandbox: Sandbox) -> None:
-    """After a failover to a copy that lags, who has the newer token renews with the newer refresh token."""
+@pytest.mark.parametrize("username", [None, "alice"])
+def test_a_store_that_fell_back_in_time_costs_no_call(username: str | None, sandbox: Sandbox) -> None:
+    """After a failover to a copy that lags, who has the newer token renews that, and does not use the dead one."""
     sandbox.rotate_refresh_tokens = True
     store = MemoryStore()
-    alice = sandbox.session("alice", store=store)
-    alice.get(ECHO)
-    lagging = store.get(_key(alice))
+    session = sandbox.session(username, store=store)
+    session.get(ECHO)
+    lagging = store.get(_key(session))
     assert lagging is not None
     for calls in (2, 3):
-        sandbox.expire_tokens("alice")
-        assert alice.get(ECHO).status_code == 200
+        sandbox.expire_tokens()
+        assert session.get(ECHO).status_code == 200
         assert sandbox.count(CALLS) == calls
-        store.set(_key(alice), lagging)
+        store.set(_key(session), lagging)
 
 
 def test_a_token_given_is_stored(sandbox: Sandbox) -> None:
@@ -538,6 +539,24 @@ def test_an_access_token_given_serves_beside_a_stored_one_that_was_refused(sandb
         without_password(sandbox, store).get(ECHO)
     given = Token(sandbox.session("alice").fetch_token().access_token, issued_at=1.0)
     assert without_password(sandbox, store, token=given).get(ECHO).status_code == 200
+
+
+@pytest.mark.parametrize("password", [None, "her-password"])
+def test_a_token_given_is_stored_over_one_that_nobody_lives_on(password: str | None, sandbox: Sandbox) -> None:
+    """One had by a password stays: who knows that can go on by it."""
+    sandbox.sticky = False
+    store = MemoryStore()
+    first = sandbox.session("alice", store=MemoryStore() if password is None else store).fetch_token()
+    worker = without_password(sandbox, store, token=first)
+    worker.get(ECHO)
+    sandbox.revoke_tokens("alice", refresh=True)
+    with pytest.raises(LoginRequiredError):
+        worker.get(ECHO)
+    time.sleep(0.01)
+    given = sandbox.session("alice").fetch_token()
+    assert without_password(sandbox, store, token=given).get(ECHO).status_code == 200
+    stored = worker._ledger.load(_key(worker)).token
+    assert stored is not None and (stored.access_token == given.access_token) is (password is None)
 
 
 def test_a_dead_access_token_given_leaves_the_stored_one_in_use(sandbox: Sandbox) -> None:

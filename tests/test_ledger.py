@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +102,13 @@ def test_nothing_is_never_fresh() -> None:
     assert Record().fresh_until(60) < 0
 
 
+def test_a_sticky_token_is_fresh_until_it_expires() -> None:
+    """finAPI would give the same again before; another one is renewed *leeway* seconds earlier."""
+    token = Token("token", expires_at=NOW + 3600, issued_at=NOW)
+    assert Record(token, sticky=True).fresh_until(60) == NOW + 3600
+    assert Record(token).fresh_until(60) == NOW + 3540
+
+
 def test_refusals_are_bounded() -> None:
     """Somebody who guesses passwords does not grow the record without end; the newest guesses are kept."""
     kept = Record()
@@ -109,7 +118,18 @@ def test_refusals_are_bounded() -> None:
     assert list(kept.refusals) == [f"print {number}" for number in range(12, 20)]
 
 
-@pytest.mark.parametrize("junk", ["", "{", "[]", "null", "7", '"text"', "{}", '{"token": 5}', "[" * 100_000])
+def with_refusal(**changes: object) -> str:
+    """The text of a record with a refusal that is no refusal of ours."""
+    kept = json.loads(Record(refusals={"print": Refusal("InvalidGrantError", "no")}).dumps())
+    kept["refusals"]["print"].update(changes)
+    return json.dumps(kept)
+
+
+JUNK = ["", "{", "[]", "null", "7", '"text"', "{}", '{"token": 5}', "[" * 100_000]
+NO_REFUSALS = [with_refusal(error="OSError"), with_refusal(what=5), with_refusal(status="no"), with_refusal(new=1)]
+
+
+@pytest.mark.parametrize("junk", JUNK + NO_REFUSALS)
 def test_a_corrupt_value_is_a_miss(junk: str) -> None:
     """What is no record of ours is warned of once and counts as nothing."""
     store = MemoryStore()
@@ -134,6 +154,7 @@ def test_a_failing_store_costs_one_warning(down: set[str]) -> None:
     assert ledger.load("key").token is None
     assert [event.kind for event in events] == ["store_failed"]
     assert "ConnectionError" in str(events[0]) and "store-password" not in str(events[0])
+    assert events[0].identity == "Failing" and str(events[0].reason).split(":")[0] in {*down, "lock"}
 
 
 def test_each_outage_is_warned_of() -> None:
@@ -223,25 +244,25 @@ def refused(*names: str, **changes: Any) -> Record:
 
 
 @pytest.mark.parametrize(
-    ("before", "ours", "theirs", "left"),
+    ("before", "ours", "theirs", "left", "accepted"),
     [
-        ("a", "a b", "a", "a b"),
-        ("a", "a b", "a c", "a b c"),
-        ("a", "b", "a c", "b c"),
-        ("a b", "a b", "c", "c"),
-        ("", "a b", "", "b"),
+        ("a", "a b", "a", "a b", ""),
+        ("a", "a b", "a c", "a b c", ""),
+        ("a", "b", "a c", "b c", ""),
+        ("a b", "a b", "c", "c", ""),
+        ("", "a b", "", "b", "a"),
+        ("", "last", "", "last", "last"),
     ],
-    ids=["added here", "added on both sides", "cleared here", "cleared there", "accepted there"],
+    ids=["added here", "added on both sides", "cleared here", "cleared there", "accepted there", "accepted before"],
 )
-def test_refusals_of_both_sides_count(before: str, ours: str, theirs: str, left: str) -> None:
+def test_refusals_of_both_sides_count(before: str, ours: str, theirs: str, left: str, accepted: str) -> None:
     """What was refused, or cleared, while the store was down counts beside what it holds, unless it was accepted."""
     store = Failing()
     ledger, _ = opened(store)
-    ledger.save("key", refused(*before.split(), serial=1.0))
+    ledger.save("key", refused(*before.split(), serial=1.0, fingerprint="last"))
     store.down = {"set"}
-    ledger.save("key", refused(*ours.split(), serial=2.0))
-    fingerprint = "" if before else "a"
-    MemoryStore.set(store, "key", refused(*theirs.split(), serial=3.0, fingerprint=fingerprint).dumps())
+    ledger.save("key", refused(*ours.split(), serial=2.0, fingerprint="last"))
+    MemoryStore.set(store, "key", refused(*theirs.split(), serial=3.0, fingerprint=accepted).dumps())
     store.down = set()
     for _ in range(2):
         assert sorted(ledger.load("key").refusals) == left.split()
@@ -251,14 +272,18 @@ def test_refusals_of_both_sides_count(before: str, ours: str, theirs: str, left:
     assert not ledger.unsaved
 
 
-@pytest.mark.parametrize(("theirs", "left"), [("refused", None), ("replaced", "replaced")])
-def test_a_refresh_token_refused_while_the_store_was_down_is_dropped_there(theirs: str, left: str | None) -> None:
+@pytest.mark.parametrize(
+    ("ours", "theirs", "left"), [(None, "used", None), (None, "replaced", "replaced"), ("used", "used", "used")]
+)
+def test_a_refresh_token_refused_while_the_store_was_down_is_dropped_there(
+    ours: str | None, theirs: str, left: str | None
+) -> None:
     """Only that one: what replaced it meanwhile stays, although the access token is the same."""
     store = Failing()
     ledger, _ = opened(store)
-    ledger.save("key", Record(Token("access", refresh_token="refused"), 1.0))
+    ledger.save("key", Record(Token("access", refresh_token="used"), 1.0))
     store.down = {"set"}
-    ledger.save("key", Record(Token("access"), 2.0))
+    ledger.save("key", Record(Token("access", refresh_token=ours), 2.0))
     MemoryStore.set(store, "key", Record(Token("access", refresh_token=theirs), 3.0).dumps())
     store.down = set()
     ledger.settle("key")
@@ -295,12 +320,25 @@ def test_what_was_forgotten_while_the_store_was_down_is_forgotten_there() -> Non
     """A token that was revoked does not come back with the store."""
     store = Failing()
     ledger, _ = opened(store)
-    ledger.save("key", record("revoked", 3))
+    ledger.save("key", replace(refused("wrong", serial=3.0), token=Token("revoked")))
     store.down = {"delete"}
     ledger.forget("key")
     store.down = set()
+    store.asked.clear()
     ledger.settle_all()
-    assert opened(store)[0].load("key").token is None
+    assert store.asked["lock"] == ["key"]
+    loaded = opened(store)[0].load("key")
+    assert loaded.token is None and loaded.refusals == {}
+
+
+def test_what_was_forgotten_stays_forgotten_while_the_store_is_down() -> None:
+    """Neither the token nor a refusal that was in the store comes back from memory."""
+    store = Failing()
+    ledger, _ = opened(store)
+    ledger.save("key", replace(refused("wrong"), token=Token("revoked")))
+    ledger.forget("key")
+    store.down = {"get"}
+    assert ledger.load("key").token is None and ledger.load("key").refusals == {}
 
 
 def test_an_exception_of_the_body_passes_through_the_lock() -> None:

@@ -1099,6 +1099,9 @@ def test_a_refreshed_token_that_is_rejected_unused_counts_twice() -> None:
     assert used.contested
     used.uncontested()
     assert not used.contested
+    used.refreshed("three")
+    used.lost("three")
+    assert not used.contested
 
 
 def test_refresh_tokens_that_are_replaced_are_no_fight(sandbox: Sandbox) -> None:
