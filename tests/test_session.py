@@ -19,6 +19,8 @@ from finapi_session import (
     MemoryStore,
     RevocationError,
     Token,
+    TokenError,
+    TokenEvent,
 )
 from finapi_session.environment import LIVE, SANDBOX
 from finapi_session.testing import Sandbox
@@ -283,6 +285,21 @@ def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     assert revoked.finapi_request_id == sandbox.calls[-1].request_id  # type: ignore[attr-defined]
     adopted = caplog.records[1]
     assert 3590 < adopted.finapi_expires_in <= 3600  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, "refused"), (302, "failed")])
+def test_events_tell_what_was_refused_and_what_failed(status: int, kind: str, sandbox: Sandbox) -> None:
+    """Who counts them knows a user's wrong password from a finAPI that is down, and finds the call and its time."""
+    events: list[TokenEvent] = []
+    alice = sandbox.session("alice", on_event=events.append)
+    sandbox.answer_next(status, path="/oauth/token")
+    sandbox.latency = {"/oauth/token": 0.05}
+    with pytest.raises(TokenError) as caught:
+        alice.fetch_token()
+    [event] = events
+    assert (event.kind, event.identity, event.request_id) == (kind, "user 'alice'", caught.value.request_id)
+    assert event.milliseconds is not None and 50 <= event.milliseconds < 5000
+    assert event.reason == str(caught.value)
 
 
 def test_a_fork_gets_connections_of_its_own(sandbox: Sandbox) -> None:
