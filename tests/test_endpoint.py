@@ -31,6 +31,7 @@ from finapi_session import (
     TokenError,
     UserLockedError,
 )
+from finapi_session.endpoint import CONNECT, READ
 
 from .loopback import Answer, Authority, Loopback, Sent
 
@@ -578,6 +579,23 @@ def test_a_revocation_without_an_answer_names_its_call(
     client.token()
     with pytest.raises(RevocationError, match="did not answer.*request id r-7"):
         client.revoke(patient=True)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "used"),
+    [
+        (5, (5, 5)),
+        ((3, 4), (3, 4)),
+        ((None, 4), (CONNECT, 4)),
+        ((3, None), (3, READ)),
+        (None, (CONNECT, READ)),
+        (1000, (CONNECT, READ)),
+    ],
+)
+def test_token_calls_wait_no_longer_than_the_session(timeout: Any, used: tuple[float, float]) -> None:
+    """The session's timeout, one number or two, holds for token calls as well, up to what one deserves."""
+    session = FinapiSession("id", "secret", timeout=timeout)
+    assert session._endpoint._timeout == used
 
 
 def test_what_is_revoked_is_what_the_store_has(loopback: Loopback, authority: Authority) -> None:

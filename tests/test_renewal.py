@@ -29,6 +29,7 @@ from finapi_session import (
     UserLockedError,
 )
 from finapi_session.events import Journal
+from finapi_session.record import Refusal
 from finapi_session.source import _outlives
 from finapi_session.standing import Failure, Standing
 from finapi_session.testing import Sandbox
@@ -1149,6 +1150,20 @@ def test_a_password_that_finapi_never_took_is_not_sent_whoever_else_renews(sandb
     sandbox.revoke_tokens("alice")
     warm(alice)
     assert [call.grant_type for call in sandbox.calls if call.grant_type] == ["password", "refresh_token"]
+
+
+def test_a_refused_password_is_not_sent_whoever_else_renews(sandbox: Sandbox) -> None:
+    """finAPI took it once and refused it since: the refresh token, had elsewhere, serves."""
+    alice = sandbox.session("alice")
+    warm(alice)
+    fight(alice)
+    key = alice._own._key(alice._own.identity.credentials())
+    record = alice._ledger.load(key)
+    refusals = {record.fingerprint: Refusal("InvalidGrantError", "no")}
+    alice._ledger.save(key, record.next(time.time(), refusals=refusals))
+    sandbox.expire_tokens("alice")
+    warm(alice)
+    assert sandbox.count(CALLS, grant_type="password") == 1
 
 
 def test_a_password_that_gets_the_rejected_token_gives_way_to_the_refresh_token(sandbox: Sandbox) -> None:
