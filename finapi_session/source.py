@@ -233,8 +233,7 @@ class TokenSource:
         ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
         known = [self._record]
         if ours and stored.token is not None:
-            held_first = self._record.newer_than(stored) or _outlives(self._record.token, stored.token)
-            known = [self._record, stored] if held_first else [stored, self._record]
+            known = [self._record, stored] if self._record.newer_than(stored) else [stored, self._record]
         # Who has no password cannot get another token: for them the older ones count, too, if nothing else is left.
         return [*known, self._spare] if _lives_on_tokens(credentials) else known[:1]
 
@@ -418,15 +417,6 @@ def _grants(known: list[Record]) -> list[Token]:
 
 def _refresh_token(token: Token | None) -> str | None:
     return None if token is None else token.refresh_token
-
-
-def _outlives(held: Token | None, stored: Token) -> bool:
-    """Tell whether *held* is of use and *stored*, although kept later, is another one that is spent."""
-    if held is None or held.access_token == stored.access_token:
-        return False
-    now = time.time()
-    useful, usable = (token.refresh_token is not None or not token.expired(now) for token in (held, stored))
-    return useful and not usable
 
 
 def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:

@@ -30,7 +30,6 @@ from finapi_session import (
 )
 from finapi_session.events import Journal
 from finapi_session.record import Refusal
-from finapi_session.source import _outlives
 from finapi_session.standing import Failure, Standing
 from finapi_session.testing import Sandbox
 
@@ -807,21 +806,6 @@ def test_a_new_token_beats_what_is_left_of_a_spent_one(sandbox: Sandbox) -> None
             token=replace(new, expires_at=time.time() + 60),
         )
         assert alice.fetch_token().access_token == new.access_token
-
-
-def test_which_of_two_tokens_outlives_the_other() -> None:
-    """What is held beats what was stored later only if it is of use, now or by its refresh token, and that is not."""
-    never, past = None, time.time() - 10
-    for held, stored, expected in [
-        (None, Token("b", never), False),
-        (Token("a", never), Token("a", past), False),
-        (Token("a", never), Token("b", past), True),
-        (Token("a", past, "refresh"), Token("b", past), True),
-        (Token("a", past), Token("b", past), False),
-        (Token("a", never, "refresh"), Token("b", never), False),
-        (Token("a", never, "refresh"), Token("b", past, "refresh"), False),
-    ]:
-        assert _outlives(held, stored) is expected, (held, stored)
 
 
 def test_a_listener_that_asks_for_a_token_hangs_nobody(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
