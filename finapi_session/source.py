@@ -271,7 +271,7 @@ class TokenSource:
     def _set_aside(self, record: Record, need: _Need) -> None:
         """Keep what is held, if *record* that takes its place is of another grant, and nothing else can be had."""
         held = self._record.token
-        if held is None or record.token is None or held.shares_grant(record.token):
+        if held is None or record.token is None or _same_grant(held, record.token):
             return
         if held.authorization == need.rejected:
             held = replace(held, expires_at=time.time())
@@ -410,9 +410,15 @@ def _grants(known: list[Record]) -> list[Token]:
     """Return the tokens, one of each grant, the newer one first."""
     tokens: list[Token] = []
     for record in known:
-        if record.token is not None and not any(map(record.token.shares_grant, tokens)):
+        if record.token is not None and not any(_same_grant(record.token, token) for token in tokens):
             tokens.append(record.token)
     return tokens
+
+
+def _same_grant(one: Token, other: Token) -> bool:
+    """Tell whether what renews or revokes *one* does so to the *other*."""
+    same_refresh_token = one.refresh_token is not None and one.refresh_token == other.refresh_token
+    return same_refresh_token or one.access_token == other.access_token
 
 
 def _refresh_token(token: Token | None) -> str | None:

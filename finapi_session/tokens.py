@@ -108,11 +108,6 @@ class Token:
             return math.inf
         return self.expires_at - min(leeway, self.lifetime / 10)
 
-    def shares_grant(self, other: Token) -> bool:
-        """Tell whether what renews or revokes *other* does so to this one."""
-        same_refresh_token = self.refresh_token is not None and self.refresh_token == other.refresh_token
-        return same_refresh_token or self.access_token == other.access_token
-
     def expired(self, now: float) -> bool:
         """Tell whether the token is past its expiry at *now* (epoch seconds)."""
         return self.expires_at is not None and now >= self.expires_at
