@@ -34,7 +34,7 @@ class _Unsaved(NamedTuple):
             return ours
         newest = stored
         if _another(ours.token, before.token):
-            newest = ours if ours.newer_than(stored) else stored
+            newest = ours if ours.newer_than(stored) and not _poorer(ours.token, stored.token) else stored
         elif ours.token is not None and before.token is not None and ours.token.refresh_token is None:
             newest = stored.without(before.token)
         refusals = self._refusals(stored)
@@ -42,7 +42,8 @@ class _Unsaved(NamedTuple):
 
     def _refusals(self, stored: Record) -> dict[str, Refusal]:
         ours, before = self.record.refusals, self.before.refusals
-        accepted = stored.fingerprint if stored.fingerprint != self.before.fingerprint else None
+        since = stored.serial > self.record.serial and stored.fingerprint != self.before.fingerprint
+        accepted = stored.fingerprint if since else None
         kept = {name: refusal for name, refusal in stored.refusals.items() if name in ours or name not in before}
         added = {name: refusal for name, refusal in ours.items() if before.get(name) != refusal and name != accepted}
         return {**kept, **added}
@@ -93,7 +94,9 @@ class Ledger:
         self._failing.discard("get")
         self._remember(key, stored)
         unsaved = self.unsaved.get(key)
-        merged = stored if unsaved is None else unsaved.merged(stored)
+        if unsaved is None:
+            return stored
+        merged = unsaved.merged(stored)
         if merged is stored:
             self.unsaved.pop(key, None)
         else:
@@ -164,10 +167,11 @@ class Ledger:
 
     @contextmanager
     def _saving(self, key: str, record: Record, verb: str) -> Iterator[None]:
+        # Threads that come while the store is slow go on with this record, too.
+        self.unsaved[key] = _Unsaved(record, self._remembered.get(key, Record()))
         try:
             yield
         except Exception as error:
-            self.unsaved[key] = _Unsaved(record, self._remembered.get(key, Record()))
             self._warn(verb, type(error).__name__)
         else:
             self.unsaved.pop(key, None)
@@ -186,3 +190,8 @@ class Ledger:
 def _another(token: Token | None, before: Token | None) -> bool:
     """Tell whether *token* is not the same as *before*, be it without its refresh token."""
     return token is not before and (token is None or before is None or token.access_token != before.access_token)
+
+
+def _poorer(token: Token | None, stored: Token | None) -> bool:
+    """Tell whether *token* cannot be renewed and the *stored* one can."""
+    return token is not None and stored is not None and token.refresh_token is None is not stored.refresh_token

@@ -259,7 +259,7 @@ class TokenSource:
         fingerprint = need.credentials.fingerprint
         spare = stored.fingerprint == fingerprint and _refresh_token(stored.token) is None
         if record is not stored and (stored.token is None or spare):
-            record = stored.next(max(time.time(), record.serial), token=record.token, fingerprint=fingerprint)
+            record = stored.next(record.serial, token=record.token, fingerprint=fingerprint)
             self._ledger.save(need.key, record)
         if _lives_on_tokens(need.credentials):
             self._set_aside(record, need)
@@ -445,9 +445,10 @@ def _is_spent(error: TokenError) -> bool:
 
 def _is_about_the_token(error: TokenError) -> bool:
     """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
-    if error.code == "invalid_client":
+    code = (error.code or "").lower()  # finAPI's own shape has them in capitals
+    if code == "invalid_client":
         return False
-    return error.status == 400 or error.code in ("invalid_grant", "invalid_token")
+    return error.status == 400 or code in ("invalid_grant", "invalid_token")
 
 
 def _hopeless(identity: Identity, refused: TokenError | None, refusal: Refusal | None) -> TokenError:

@@ -774,6 +774,83 @@ def test_a_process_that_was_cut_off_leaves_a_siblings_refusal_alone(sandbox: San
     assert sandbox.count(CALLS) == calls
 
 
+def test_a_password_refused_while_the_store_is_down_at_start_is_sent_once(sandbox: Sandbox) -> None:
+    """That the store has a token of that password from before does not mean that finAPI takes it again."""
+    store, old = MemoryStore(), sandbox.users["alice"].password
+    sandbox.session("alice", store=store).fetch_token()
+    sandbox.change_password("alice", "new-password")
+    link = Link(store)
+    link.up = False
+    worker = sandbox.session("alice", old, store=link)
+    with pytest.raises(InvalidGrantError):
+        worker.get(ECHO)
+    link.up = True
+    for _ in range(2):
+        with suppress(InvalidGrantError):
+            worker.get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 1
+
+
+@pytest.mark.parametrize(("renewable", "calls"), [(False, 2), (True, 2), (True, 0)])
+def test_a_token_given_while_the_store_is_down_at_start_harms_no_stored_one(
+    renewable: bool, calls: int, sandbox: Sandbox
+) -> None:
+    """What others live on is there when the store is back: no dead token, nor one without renewal, takes its place."""
+    sandbox.sticky = False
+    first = sandbox.session("alice").fetch_token()
+    if renewable:
+        sandbox.revoke_tokens("alice", refresh=True)
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    seed = {"access_token": first.access_token, "refresh_token": first.refresh_token if renewable else None}
+    link = Link(store)
+    link.up = False
+    worker = without_password(sandbox, link, token=seed)
+    worker.fetch_token()
+    for up in (False, True)[:calls]:
+        link.up = up
+        with suppress(LoginRequiredError):
+            worker.get(ECHO)
+    link.up = True
+    worker.close()
+    sandbox.expire_tokens("alice")
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
+class Slow(Link):
+    """A connection that takes its time to fail."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write there, or fail after half a second."""
+        if not self.up:
+            time.sleep(0.5)
+        super().set(key, value)
+
+
+def test_two_threads_on_a_store_that_fails_slowly_lose_no_refresh_token(sandbox: Sandbox) -> None:
+    """A session without a password, that comes while one with it waits for the store, uses what that one has had."""
+    sandbox.rotate_refresh_tokens = True
+    store = MemoryStore()
+    sandbox.session("alice", store=store).fetch_token()
+    link = Slow(store)
+    root = sandbox.session(store=link)
+    pair = [root.user("alice", "her-password"), root.user("alice")]
+    for session in pair:
+        session.get(ECHO)
+    link.up = False
+    sandbox.expire_tokens("alice")
+
+    def call(number: int) -> int:
+        time.sleep(0.15 * number)
+        return pair[number].get(ECHO).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(call, range(2))) == [200, 200]
+    link.up = True
+    root.close()
+    assert without_password(sandbox, store).get(ECHO).status_code == 200
+
+
 def test_a_user_who_logs_in_again_renews_at_once(sandbox: Sandbox) -> None:
     """That an older refresh token was refused says nothing of the new one."""
     store = MemoryStore()
@@ -832,6 +909,8 @@ def test_a_clock_put_right_does_not_lose_a_refresh_token(sandbox: Sandbox, monke
         (400, "invalid_grant", True),
         (400, "invalid_client", False),
         (401, "invalid_token", True),
+        (401, "INVALID_TOKEN", True),
+        (401, "INVALID_CLIENT", False),
         (401, "invalid_grant", True),
         (401, "invalid_client", False),
         (401, None, False),
