@@ -194,4 +194,6 @@ def _another(token: Token | None, before: Token | None) -> bool:
 
 def _poorer(token: Token | None, stored: Token | None) -> bool:
     """Tell whether *token* cannot be renewed and the *stored* one can."""
-    return token is not None and stored is not None and token.refresh_token is None is not stored.refresh_token
+    if token is None or stored is None:
+        return False
+    return token.refresh_token is None and stored.refresh_token is not None

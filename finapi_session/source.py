@@ -445,15 +445,23 @@ def _is_spent(error: TokenError) -> bool:
 
 def _is_about_the_token(error: TokenError) -> bool:
     """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
-    code = (error.code or "").lower()  # finAPI's own shape has them in capitals
-    if code == "invalid_client":
+    if _is_about_the_client(error):
         return False
-    return error.status == 400 or code in ("invalid_grant", "invalid_token")
+    return error.status == 400 or _code(error) in ("invalid_grant", "invalid_token")
+
+
+def _is_about_the_client(error: TokenError) -> bool:
+    return _code(error) == "invalid_client"
+
+
+def _code(error: TokenError) -> str:
+    """Return finAPI's code as the RFC spells it: finAPI's own shape of errors has capitals."""
+    return (error.code or "").lower()
 
 
 def _hopeless(identity: Identity, refused: TokenError | None, refusal: Refusal | None) -> TokenError:
     """Return why there is no token: finAPI *refused* the refresh token, or, before, the password as well."""
-    if refused is not None and refused.code == "invalid_client":
+    if refused is not None and _is_about_the_client(refused):
         return refused
     if refusal is not None:
         return refusal.to_error()

@@ -510,10 +510,11 @@ def test_a_refused_refresh_token_is_sent_once_whoever_holds_it(
     assert sandbox.count(CALLS, grant_type="refresh_token") == calls
 
 
-def test_a_wrong_client_secret_is_sent_once_however_many_refresh_tokens_there_are(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("code", ["invalid_client", "INVALID_CLIENT"])
+def test_a_wrong_client_secret_is_sent_once_however_many_refresh_tokens_there_are(code: str, sandbox: Sandbox) -> None:
     """What finAPI refused is the client: another refresh token would not help, and none is dropped."""
     worker = _beside_a_newer_one(sandbox, "another")
-    sandbox.answer_next(401, body={"error": "invalid_client"}, path=CALLS)
+    sandbox.answer_next(401, body={"error": code}, path=CALLS)
     with pytest.raises(InvalidClientError):
         worker.get(ECHO)
     assert sandbox.count(CALLS, grant_type="refresh_token") == 1
