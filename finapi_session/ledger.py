@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from .events import Journal
-from .record import Record, Refusal
+from .record import NOTHING, Record, Refusal
 from .standing import Standing
 from .stores.protocol import TokenStore
 from .tokens import Token
@@ -84,7 +84,7 @@ class Ledger:
         """Return the record under *key*, an empty one if there is none."""
         try:
             text = self.store.get(key)
-            stored = Record() if text is None else Record.loads(text)
+            stored = NOTHING if text is None else Record.loads(text)
         except ValueError:
             self._warn("get", "what it holds is no record of ours, and is taken for nothing")
             return self._newest(key)
@@ -163,12 +163,12 @@ class Ledger:
 
     def _newest(self, key: str) -> Record:
         unsaved = self.unsaved.get(key)
-        return self._remembered.get(key, Record()) if unsaved is None else unsaved.record
+        return self._remembered.get(key, NOTHING) if unsaved is None else unsaved.record
 
     @contextmanager
     def _saving(self, key: str, record: Record, verb: str) -> Iterator[None]:
         # Threads that come while the store is slow go on with this record, too.
-        self.unsaved[key] = _Unsaved(record, self._remembered.get(key, Record()))
+        self.unsaved[key] = _Unsaved(record, self._remembered.get(key, NOTHING))
         try:
             yield
         except Exception as error:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .environment import Environment
 from .grants import Credentials, folded, label
-from .record import Record
+from .record import NOTHING, Record
 from .stores.protocol import TokenStore
 
 _INDEX = "finapi-session command line: identities"
@@ -88,9 +88,9 @@ class Logins:
         with self._storing():
             text = self._store.get(login.key)
         try:
-            return Record() if text is None else Record.loads(text)
+            return NOTHING if text is None else Record.loads(text)
         except ValueError:
-            return Record()
+            return NOTHING
 
     def _listed(self) -> list[Login]:
         text = self._store.get(_INDEX)

@@ -63,7 +63,7 @@ class Refusal:
         return _KINDS[self.error](self.what, request_id=self.request_id, **said)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a store keeps of one identity.
 
@@ -138,6 +138,10 @@ class Record:
             )
         except (AttributeError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a record: {type(error).__name__}") from None
+
+
+#: What is kept of an identity of which nothing is known: one for all, as a process may have very many users.
+NOTHING = Record()
 
 
 def _text_or_none(value: object) -> bool:

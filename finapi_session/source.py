@@ -23,7 +23,7 @@ from .errors import (
 from .events import Journal
 from .grants import Credentials, Identity
 from .ledger import LOOK_AGAIN, Ledger
-from .record import Record, Refusal
+from .record import NOTHING, Record, Refusal
 from .standing import STANDSTILL, Failure, Standing, Turn
 from .tokens import Bearer, Token
 
@@ -59,9 +59,9 @@ class TokenSource:
         self._ledger = ledger
         self._journal = journal
         self._leeway = leeway
-        self._record = Record(token, (token and token.issued_at) or 0.0)
+        self._record = NOTHING if token is None else Record(token, token.issued_at or 0.0)
         #: What was held before a stored one was taken: the last resort of a user without a password.
-        self._spare = Record()
+        self._spare = NOTHING
         self._held: _Held | None = None
         self._standing = Standing()
         self._secretless: Failure | None = None
@@ -131,7 +131,7 @@ class TokenSource:
                     if token.refresh_token or not token.expired(time.time()):
                         self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
                 self._ledger.forget(key)
-                self._record, self._spare, self._held = Record(), Record(), None
+                self._record, self._spare, self._held = NOTHING, NOTHING, None
                 self._standing.go_on()
 
     def _token_in_turn(self) -> Token:
@@ -354,14 +354,14 @@ class TokenSource:
         self._ledger.save(need.key, record)
         self._standing.given(token.authorization)
         if known is self._spare:
-            self._spare = Record()
+            self._spare = NOTHING
         return self._hold(record, self._ledger.look_again(need.key))
 
     def _spend(self, need: _Need, refused: Token) -> None:
         """Drop the refresh token of *refused*, which finAPI refused; the access token in use may be good still."""
         self._record = self._record.without(refused)
         if self._spare.without(refused) is not self._spare:
-            self._spare = Record()
+            self._spare = NOTHING
         stored = self._ledger.load(need.key)
         spent = stored.without(refused)
         if spent is not stored:
