@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -93,7 +94,13 @@ _HOMES = {
     "tokens": ("Token",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_EXTRAS = {"redis": "redis", "sqlalchemy": "sql", "keyring": "keyring", "cryptography": "encryption"}
+# What a module needs that not everybody has, and the extra that brings it.
+_EXTRAS = {
+    "stores.encrypted": ("cryptography", "encryption"),
+    "stores.keyring": ("keyring", "keyring"),
+    "stores.redis": ("redis", "redis"),
+    "stores.sql": ("sqlalchemy", "sql"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -102,8 +109,8 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get((error.name or "").partition(".")[0])
-        if extra is None:
+        package, extra = _EXTRAS.get(_HOME_OF[name], ("", ""))
+        if (error.name or "").partition(".")[0] != package:
             raise
         raise ImportError(f"{name} needs an extra: pip install 'finapi-session[{extra}]'") from error
     globals()[name] = value
@@ -111,4 +118,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Without what needs a missing extra: help() and inspect look at everything that is named here.
+    lacking = {home for home, (package, _) in _EXTRAS.items() if find_spec(package) is None}
+    return sorted({*globals(), *(name for name in __all__ if _HOME_OF[name] not in lacking)})

@@ -34,7 +34,7 @@ _EXTRAS = {
 #: What to do next on the command line, in place of what the library tells programmers.
 _ADVICE: dict[type[FinapiError], str] = {
     InvalidClientError: "Check the client's id and secret, and that they belong to this --environment.",
-    InvalidGrantError: "Correct user or password; this one is not sent again before 'logout --user ...'.",
+    InvalidGrantError: "Correct user or password; unless --store is memory, this one waits for 'logout --user ...'.",
     AccessDeniedError: "Verify the user, or choose the --environment of your API version (sandbox-v2).",
     LoginRequiredError: "Run 'finapi-session login', or set the variables that --help names.",
     RevocationError: "It may still be valid: try again.",
@@ -53,7 +53,7 @@ def main() -> NoReturn:
         code = INTERRUPTED
     except Exception as error:
         code, message = _explained(error)
-        if message:
+        if message and sys.stderr is not None:
             print(f"finapi-session: {' '.join(message.split())}", file=sys.stderr)
     try:
         _flush()

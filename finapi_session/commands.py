@@ -302,8 +302,10 @@ def _no_keyring() -> str:
 def token(settings: Settings, user: str | None, client: bool) -> None:
     """Print a valid access token, alone, for curl and other clients.
 
-    printf 'Authorization: Bearer %s' "$(finapi-session token)" | curl -H @- https://sandbox.finapi.io/api/v2/banks
-    """
+    \b
+    printf 'Authorization: Bearer %s' "$(finapi-session token)" |
+      curl -H @- https://sandbox.finapi.io/api/v2/banks
+    """  # noqa: D301 - click's mark of a paragraph that keeps its lines
     with settings.logged_in(None if client else user) as session:
         click.echo(session.fetch_token().access_token)
 

@@ -10,6 +10,7 @@ import requests
 
 _ORIGIN = re.compile(r"(https://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))((?::[0-9]+)?)/*")
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_OAUTH_PATH = re.compile(r"(?<=[^/])/([A-Za-z0-9._~-]+/)*oauth$")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,15 @@ class Environment:
 
     @classmethod
     def named(cls, name: str) -> Environment:
-        """Return the environment called *name*: sandbox, live, sandbox-v2, live-v2, or an https base URL."""
+        """Return the environment called *name*: sandbox, live, sandbox-v2, live-v2, or an https base URL.
+
+        A URL may have the OAuth path behind it, as in ``https://finapi.example/api/v2/oauth``.
+        """
         if name.lower() in _NAMED:
             return _NAMED[name.lower()]
         if "://" in name:
-            return cls(name)
+            path = _OAUTH_PATH.search(name)
+            return cls(name) if path is None else cls(name[: path.start()], path[0])
         raise ValueError(f"unknown environment {name!r}: use one of {', '.join(_NAMED)}, or an https base URL")
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import shlex
 import signal
@@ -209,6 +210,21 @@ def test_memory_store_keeps_and_revokes_nothing(
     result = run(environ, "--store", "memory", "token")
     assert result.returncode == 0 and sandbox.count("/oauth/revoke") == 0
     assert not list(bare_machine.rglob("*"))
+
+
+def test_closed_standard_error(environ: dict[str, str]) -> None:
+    """Where nobody reads errors, none is taken for a token."""
+    command = shlex.join([*COMMAND, "token"]) + " 2>&-"
+    wrong = {**environ, "FINAPI_CLIENT_SECRET": "wrong-secret"}
+    result = subprocess.run(["sh", "-c", command], env=wrong, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (3, "")
+
+
+def test_the_shown_use_of_a_token_is_a_command(environ: dict[str, str]) -> None:
+    """The lines of ``token --help`` can be copied into a shell, however narrow the terminal is."""
+    shown = run({**environ, "COLUMNS": "60"}, "token", "--help").stdout
+    [example] = re.findall(r"printf.*\|\n.*/banks$", shown, re.M)
+    assert "Bearer" in example
 
 
 @pytest.mark.parametrize("store", ["file:{}/tokens", "sqlite:///{}/tokens.db"])

@@ -31,6 +31,12 @@ def test_names() -> None:
     """An environment is found by its name in any case, or made of a base URL."""
     assert Environment.named("LIVE-v2") is LIVE_V2
     assert Environment.named("https://127.0.0.1:8443") == Environment("https://127.0.0.1:8443")
+    assert Environment.named("https://finapi.example/oauth") == Environment("https://finapi.example")
+    version_2 = Environment("https://finapi.example:8443", "/api/v2/oauth")
+    assert Environment.named("https://finapi.example:8443/api/v2/oauth") == version_2
+    assert Environment.named("https://oauth").base_url == "https://oauth"
+    with pytest.raises(ValueError, match="without user, path"):
+        Environment.named("https://finapi.example/api/v2")
     with pytest.raises(ValueError, match="unknown environment 'production': use one of sandbox, live"):
         Environment.named("production")
 

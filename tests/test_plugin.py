@@ -45,6 +45,17 @@ def test_each_test_finds_the_first_state(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=2)
 
 
+def test_a_missing_extra_is_named(pytester: pytest.Pytester) -> None:
+    """Who asks for a fixture where the sandbox cannot run is told what to install."""
+    pytester.makepyfile("def test_one(finapi_session): pass")
+    code = "import sys, pytest; sys.modules['trustme'] = None; sys.exit(pytest.main(sys.argv[1:]))"
+    plugin = "finapi_session.testing.plugin"
+    command = [sys.executable, "-c", code, "-p", plugin, "-p", "no:cacheprovider"]
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    shown = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert "Sandbox needs an extra: pip install 'finapi-session[sandbox]'" in shown.stdout
+
+
 def test_the_session_is_closed_and_gives_its_token_back(pytester: pytest.Pytester) -> None:
     """After a test the client's token is revoked."""
     result = run(

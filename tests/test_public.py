@@ -187,6 +187,19 @@ def test_a_missing_extra_is_named(module: str, name: str, dependency: str) -> No
     assert shown.stderr.splitlines()[-1] == wanted
 
 
+@pytest.mark.parametrize("module", ["finapi_session", "finapi_session.testing"])
+def test_looking_at_it_needs_no_extra(module: str) -> None:
+    """help() and inspect show what can be used, where nothing optional is installed."""
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({list(OPTIONAL)}))"
+    looked = f"{blocked}\nimport inspect, pydoc, {module} as it\nprint(*dict(inspect.getmembers(it)))\nhelp(it)"
+    shown = fresh(looked)
+    assert shown.returncode == 0, shown.stderr
+    names = set(shown.stdout.splitlines()[0].split())
+    lacking = {name for home, name, _ in NEEDS_AN_EXTRA if home == module}
+    assert lacking and not lacking & names and "NAME" in shown.stdout
+    assert names >= set(sys.modules[module].__all__) - lacking
+
+
 def test_a_missing_command_line_is_named() -> None:
     """Without click, the command says in one line which extra to install."""
     code = (

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from ..hidden import Hidden
 from .protocol import TokenStore
 
 _log = logging.getLogger("finapi_session")
@@ -33,7 +34,7 @@ class EncryptedStore:
 
     def __init__(self, inner: TokenStore, keys: Keys) -> None:
         self.inner = inner
-        self._keys = keys if callable(keys) else _listed(keys)
+        self._keys = keys if callable(keys) else (keys := _listed(keys))
         if not callable(keys):
             self._fernet()
 
@@ -73,7 +74,12 @@ class EncryptedStore:
 
 
 def _listed(keys: Key | Iterable[Key]) -> list[Key]:
-    return [keys] if isinstance(keys, (str, bytes)) else list(keys)
+    """Return the keys, hidden: one that is mistyped raises, and error trackers keep the frames' variables."""
+    return [Hidden(key if isinstance(key, str) else key.decode("latin-1")) for key in _several(keys)]
+
+
+def _several(keys: Key | Iterable[Key]) -> Iterable[Key]:
+    return [keys] if isinstance(keys, (str, bytes)) else keys
 
 
 def _sealed(key: str) -> str:

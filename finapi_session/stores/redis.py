@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
     from redis import Redis
     from redis.cluster import RedisCluster
+
+
+_POLL_SECONDS = 0.05
 
 
 class RedisStore:
@@ -60,19 +65,25 @@ class RedisStore:
         lock = self.client.lock(
             f"{self.prefix}lock:{key}",
             timeout=self.lease,
-            sleep=0.05,
-            blocking_timeout=self.lock_timeout,
             thread_local=False,
         )
-        if not lock.acquire():
-            raise TimeoutError(f"another process or host held the lock for {self.lock_timeout:g} s")
         try:
+            self._wait(lock)
             yield
         except BaseException:
             with suppress(RedisError):
                 lock.release()
             raise
         lock.release()
+
+    def _wait(self, lock: Any) -> None:
+        """Take *lock* under a name that is known before Redis answers: it may be ours though the answer was lost."""
+        lock.local.token = mine = uuid4().hex.encode()
+        deadline = time.monotonic() + self.lock_timeout
+        while not lock.acquire(blocking=False, token=mine) and not lock.owned():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"another process or host held the lock for {self.lock_timeout:g} s")
+            time.sleep(_POLL_SECONDS)
 
     def _token(self, key: str) -> str:
         return f"{self.prefix}token:{key}"

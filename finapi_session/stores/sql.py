@@ -85,6 +85,7 @@ class SQLStore:
         self.lock_timeout = lock_timeout
         self._row = self.table.c.name == bindparam("row")
         self._select = select(self.table.c.value).where(self._row)
+        self._touch = update(self.table).where(self._row).values(name=self.table.c.name)
         self._process = os.getpid()
 
     def create_table(self) -> None:
@@ -145,8 +146,12 @@ class SQLStore:
 
     def _update(self, key: str, value: str) -> bool:
         with self._engine().begin() as connection:
-            change = update(self.table).where(self._row)
-            return connection.execute(change, {"row": _name(key), "value": value}).rowcount > 0
+            # Servers log statements that fail, some drivers' with the values in them: this one has none.
+            there = connection.execute(self._touch, {"row": _name(key)}).rowcount > 0
+            if there:
+                change = update(self.table).where(self._row)
+                connection.execute(change, {"row": _name(key), "value": value})
+            return there
 
     def _insert(self, key: str, value: str) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Call", "Sandbox", "StoreContract"]
 
 _HOMES = {"Call": "traffic", "Sandbox": "sandbox", "StoreContract": "contract"}
-_EXTRA = {"flask", "werkzeug", "trustme"}
+_EXTRA = ("flask", "werkzeug", "trustme")
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +31,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # Without what needs a missing extra: help() and inspect look at everything that is named here.
+    lacking = {"Sandbox"} if None in map(find_spec, _EXTRA) else set()
+    return sorted({*globals(), *__all__} - lacking)

@@ -248,6 +248,8 @@ class Authority:
                     self._end(grant)
 
     def _matching(self, username: str | None, kind: Kind | None) -> Iterator[Grant]:
+        if username is not None:
+            self.user(username)
         for owner, grants in self._grants.items():
             if kind in (None, owner.kind) and (username is None or owner.user_id == username.lower()):
                 yield from grants

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def _finapi_sandbox_server() -> Iterator[Sandbox]:
-    from .sandbox import Sandbox
+    from . import Sandbox
 
     with Sandbox() as sandbox:
         yield sandbox

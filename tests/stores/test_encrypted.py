@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable
+from traceback import walk_tb
 
 import pytest
 from cryptography.fernet import Fernet
@@ -43,6 +44,16 @@ def test_keys_of_every_kind(
     EncryptedStore(inner, keys).set("key", "value")
     assert EncryptedStore(inner, keys).get("key") == "value"
     assert EncryptedStore(inner, NEW).get("key") == "value"
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_a_mistyped_key_shows_no_other_in_the_frames(inner: MemoryStore, kind: type) -> None:
+    """An error tracker that keeps variables gets none of the keys that work, when one beside them does not."""
+    keys = [NEW.decode() if kind is str else NEW, "typo" if kind is str else b"typo"]
+    with pytest.raises(ValueError) as caught:
+        EncryptedStore(inner, keys)
+    frames = [frame for frame, _ in walk_tb(caught.tb) if frame.f_globals["__name__"] != __name__]
+    assert frames and not any(NEW.decode() in repr(frame.f_locals) for frame in frames)
 
 
 def test_keys_rotate(inner: MemoryStore) -> None:

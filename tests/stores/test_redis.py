@@ -8,12 +8,15 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import LockNotOwnedError
+from redis.retry import Retry
 
 from finapi_session import RedisStore
 
@@ -58,6 +61,35 @@ def test_a_lock_waits_for_a_bounded_time(client: redis.Redis, fresh_name: str) -
         with pytest.raises(TimeoutError, match="0.1 s"), store.lock("key"):
             raise AssertionError("two holders")
         assert client.exists(f"{fresh_name}lock:key") == 1
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_answer_that_is_lost_leaves_no_lock(redis_socket: str, fresh_name: str, retries: int) -> None:
+    """Redis locked, and the connection broke before it said so: the next one waits for nobody."""
+    lost: list[str] = []
+
+    class Cut(redis.UnixDomainSocketConnection):
+        def send_command(self, *args: Any, **options: Any) -> None:
+            self.locking = args[0] == "SET" and "NX" in args
+            super().send_command(*args, **options)
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            answer = super().read_response(*args, **options)
+            if self.locking and not lost:
+                lost.append("the answer")
+                self.disconnect()
+                raise redis.ConnectionError("cut")
+            return answer
+
+    retry = Retry(NoBackoff(), retries)
+    pool = redis.ConnectionPool(connection_class=Cut, path=redis_socket, retry=retry)
+    client = redis.Redis(connection_pool=pool)
+    started = time.monotonic()
+    with suppress(redis.ConnectionError), RedisStore(client, fresh_name).lock("key"):
+        assert retries == 1
+    with RedisStore(client, fresh_name).lock("key"):
+        assert lost and time.monotonic() - started < 5
+    pool.disconnect()
 
 
 def test_a_lost_lease_is_told_and_takes_nothing_from_the_next_holder(

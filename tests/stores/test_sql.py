@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, inspect, select, text
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, func, inspect, select, text
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.schema import CreateTable
 
@@ -82,6 +82,29 @@ def test_a_table_of_their_migrations(sqlite: SQLStore) -> None:
     store.set("key", "value")
     assert store.get("key") == "value"
     assert {column.name for column in store.table.columns} == {"name", "value"}
+
+
+def test_a_write_that_is_refused_shows_no_value(postgresql: SQLStore) -> None:
+    """What a database would log of a missing table, or of a standby that only reads, holds no token."""
+    sent: list[str] = []
+    event.listen(postgresql.engine, "before_cursor_execute", lambda *call: sent.extend(map(str, call[3].values())))
+    postgresql.set("key", "first")
+    missing = SQLStore(postgresql.engine, f"{postgresql.table.name}_missing")
+    with pytest.raises(ProgrammingError):
+        missing.set("key", "my-value")
+    with postgresql.engine.begin() as connection:
+        connection.execute(text("ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"))
+    try:
+        postgresql.engine.dispose()
+        for key in ("key", "other"):
+            with pytest.raises(InternalError, match="read-only"):
+                postgresql.set(key, "my-value")
+    finally:
+        with postgresql.engine.begin() as connection:
+            connection.execute(text("SET TRANSACTION READ WRITE"))
+            connection.execute(text("ALTER ROLE CURRENT_USER RESET default_transaction_read_only"))
+        postgresql.engine.dispose()
+    assert "first" in sent and "my-value" not in sent
 
 
 def test_tables_are_apart(make: Callable[..., SQLStore], fresh_name: str) -> None:
