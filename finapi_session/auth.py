@@ -32,12 +32,18 @@ class BearerAuth(AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the token on *request*, if it goes to a trusted origin."""
-        # Registered before the caller's hooks, so that those see the final answer only.
         if bearer_auth_of(request) is not self:
-            request.register_hook("response", _Healing(self))
-        if self._environment.trusts(request.url):
+            # Before the caller's hooks, so that those see the final answer only; in place of another auth's,
+            # which would heal with the token of somebody else.
+            hooks = [hook for hook in request.hooks["response"] if not isinstance(hook, _Healing)]
+            request.hooks = {**request.hooks, "response": [_Healing(self), *hooks]}
+        if self.trusts(request.url):
             request.headers["Authorization"] = self._source.token().authorization
         return request
+
+    def trusts(self, url: str | None) -> bool:
+        """Tell whether the token may go to *url*."""
+        return self._environment.trusts(url)
 
     def redirected(self, request: requests.PreparedRequest) -> None:
         """Carry the token along to a trusted origin, and to no other."""
@@ -53,7 +59,7 @@ class BearerAuth(AuthBase):
         if response.status_code != 401:
             self._source.accepted()
             return response
-        if not self._environment.trusts(request.url):
+        if not self.trusts(request.url):
             return response
         _give_back(response)
         token = self._source.renew(sent)

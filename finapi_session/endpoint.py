@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import requests
 from requests.auth import AuthBase
-from urllib3.exceptions import HTTPError, MaxRetryError, NewConnectionError, SSLError
+from urllib3.exceptions import MaxRetryError, NewConnectionError, SSLError
 from urllib3.util import Retry
 
 from .environment import Environment
@@ -23,11 +23,12 @@ from .errors import (
     TokenEndpointError,
     TokenError,
     UserLockedError,
+    of_a_signal,
 )
 from .events import Journal
 from .grants import Credentials
 from .hidden import Hidden
-from .problem import Problem, read_object, redact, sent_tokens
+from .problem import Problem, read_object, redact, retry_after, sent_tokens
 from .tokens import Token, sound_refresh_token
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class _Judge:
             description=problem.description,
             request_id=self.request_id,
         )
-        error.retry_after = _retry_after(response.headers.get("Retry-After"))
+        error.retry_after = retry_after(response)
         if self._refreshing and kind is InvalidGrantError:
             error.args = ("finAPI refused the refresh token",)
             error.advice = "It is not sent again; the password is, if there is one."
@@ -245,6 +246,8 @@ class _Judge:
         """Return what an exception amounts to: one of ours as it is, no connection, or an answer cut off."""
         if isinstance(error, FinapiError):
             return _Try(error=error.with_traceback(None), again=self._passing)
+        if of_a_signal(error):  # some raise a TimeoutError
+            raise error
         hopeless = self._hopeless(error)
         if hopeless is not None:
             return _Try(error=self._unusable(hopeless))
@@ -313,19 +316,6 @@ def _unsent(error: OSError) -> bool:
 def _distrusted(reason: object) -> bool:
     """Tell whether *reason* is a certificate that is not trusted; trying again would not help."""
     return isinstance(reason, SSLError) and isinstance(reason.args[0], ssl.SSLCertVerificationError)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Return the seconds of a ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
-    if value is None:
-        return None
-    policy = Retry()
-    # Some versions of urllib3 know a bound, of six hours; others know none.
-    policy.retry_after_max = 10**9
-    try:
-        return min(policy.parse_retry_after(value), policy.retry_after_max)
-    except (HTTPError, ValueError, OverflowError, TypeError):
-        return None
 
 
 def _shorter(timeout: Timeout) -> tuple[float, float]:

@@ -20,9 +20,13 @@ None of them holds a secret, nor a request or a response that does: they may be 
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+import traceback
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
+
+if TYPE_CHECKING:
+    from .problem import ProblemDetail
 
 _Error = TypeVar("_Error", bound="FinapiError")
 
@@ -78,6 +82,15 @@ def bare(error: Exception) -> Exception:
         return error
 
 
+def of_a_signal(error: BaseException) -> bool:
+    """Tell whether a signal's handler raised *error* in the middle of a call: a time limit, which is the caller's."""
+    import signal  # where something went wrong, and not with every import of the package
+
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 class TokenError(FinapiError):
     """No access token could be had."""
 
@@ -101,7 +114,10 @@ class InvalidGrantError(TokenError):
 class AccessDeniedError(TokenError):
     """The user is not verified yet, or the client is of the wrong kind or API version (403)."""
 
-    advice = "Verify the user, or use the environment of your API version (SANDBOX/LIVE or SANDBOX_V2/LIVE_V2)."
+    advice = (
+        "Verify the user, or use the environment of your API version (SANDBOX/LIVE or SANDBOX_V2/LIVE_V2; "
+        "elsewhere a URL that ends in /api/v2/oauth is for version 2)."
+    )
 
 
 class UserLockedError(TokenError):
@@ -135,7 +151,7 @@ class ApiError(FinapiError, requests.HTTPError):
     ``response`` is the answer without its request, cookies and secrets.
     """
 
-    errors: tuple[Any, ...] = ()
+    errors: tuple[ProblemDetail, ...] = ()
 
     @property
     def advice(self) -> str:  # type: ignore[override]

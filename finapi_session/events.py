@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from .errors import of_a_signal
+
 log = logging.getLogger("finapi_session")
 
 _LEVELS = {
@@ -82,4 +84,6 @@ class Journal:
             try:
                 self.on_event(event)
             except Exception as error:
+                if of_a_signal(error):
+                    raise
                 log.warning("on_event raised %s; the call goes on", type(error).__name__)

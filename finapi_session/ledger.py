@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+from .errors import of_a_signal
 from .events import Journal
 from .record import NOTHING, Record, Refusal
 from .standing import Standing
@@ -17,8 +18,14 @@ from .tokens import Token
 
 #: Seconds after which a store that did not take a record is tried again.
 LOOK_AGAIN = 10.0
+# So many seconds make a store that fails one that hangs: every call would wait for it.
+_HANGS = 1.0
 # What is remembered for a store that fails later: enough for the identities of a busy process.
 _MOST_REMEMBERED = 1000
+
+
+class _AtRest(Exception):
+    """The store is not asked, as it has just hung."""
 
 
 class _Unsaved(NamedTuple):
@@ -69,6 +76,8 @@ class Ledger:
         #: What the store did not take, by key; none of it is forgotten, as it may be the last token of a user.
         self.unsaved: dict[str, _Unsaved] = {}
         self._failing: set[str] = set()
+        #: Monotonic seconds until which the store is left alone, as it hung; 0 if it did not.
+        self._rest_until = 0.0
         self._standings: OrderedDict[tuple[str, str], Standing] = OrderedDict()
 
     def standing(self, key: str, fingerprint: str) -> Standing:
@@ -83,13 +92,14 @@ class Ledger:
     def load(self, key: str) -> Record:
         """Return the record under *key*, an empty one if there is none."""
         try:
-            text = self.store.get(key)
+            with self._asked():
+                text = self.store.get(key)
             stored = NOTHING if text is None else Record.loads(text)
         except ValueError:
-            self._warn("get", "what it holds is no record of ours, and is taken for nothing")
+            self._tell("get", "what it holds is no record of ours, and is taken for nothing")
             return self._newest(key)
         except Exception as error:
-            self._warn("get", type(error).__name__)
+            self._warn("get", error)
             return self._newest(key)
         self._failing.discard("get")
         self._remember(key, stored)
@@ -105,7 +115,7 @@ class Ledger:
 
     def save(self, key: str, record: Record) -> None:
         """Keep *record* under *key*."""
-        with self._saving(key, record, "set"):
+        with self._saving(key, record, "set"), self._asked():
             self.store.set(key, record.dumps())
 
     def look_again(self, key: str) -> float:
@@ -129,7 +139,7 @@ class Ledger:
 
     def forget(self, key: str) -> None:
         """Keep nothing under *key*."""
-        with self._saving(key, self._newest(key).next(time.time(), token=None, refusals={}), "delete"):
+        with self._saving(key, self._newest(key).next(time.time(), token=None, refusals={}), "delete"), self._asked():
             self.store.delete(key)
 
     @contextmanager
@@ -137,11 +147,12 @@ class Ledger:
         """Exclude the other holders of *key* while the store can; go on without if it cannot."""
         held: Any = None
         try:
-            held = self.store.lock(key)
-            held.__enter__()
+            if not self._rests():
+                held = self.store.lock(key)
+                held.__enter__()
         except Exception as error:
             held = None
-            self._warn("lock", type(error).__name__)
+            self._warn("lock", error)
         try:
             yield
         finally:
@@ -152,9 +163,29 @@ class Ledger:
         try:
             held.__exit__(None, None, None)
         except Exception as error:
-            self._warn("lock", type(error).__name__)
+            self._warn("lock", error)
         else:
             self._failing.discard("lock")
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Ask the store, unless it rests; one that hung before it failed rests, and then one caller tries it again."""
+        if self._rests():
+            raise _AtRest
+        if self._rest_until:
+            self._rest_until = time.monotonic() + LOOK_AGAIN
+        asked_at = time.monotonic()
+        try:
+            yield
+        except Exception:
+            if time.monotonic() - asked_at >= _HANGS:
+                self._rest_until = time.monotonic() + LOOK_AGAIN
+            raise
+        self._rest_until = 0.0
+
+    def _rests(self) -> bool:
+        # Another process, which a pickled session may have come to, may have another clock.
+        return 0 < self._rest_until - time.monotonic() <= LOOK_AGAIN
 
     def _remember(self, key: str, record: Record) -> None:
         self._remembered[key] = record
@@ -172,14 +203,21 @@ class Ledger:
         try:
             yield
         except Exception as error:
-            self._warn(verb, type(error).__name__)
+            self._warn(verb, error)
         else:
             self.unsaved.pop(key, None)
             self._remember(key, record)
             self._failing.discard(verb)
 
-    def _warn(self, verb: str, reason: str) -> None:
-        """Warn once an outage; an exception's text may hold a value, so only its name is told."""
+    def _warn(self, verb: str, error: Exception) -> None:
+        """Warn of *error*, by its name: its text may hold a value, save that of a file which may not be touched."""
+        if of_a_signal(error):
+            raise error
+        text = f": {error}" if isinstance(error, PermissionError) else ""
+        self._tell(verb, f"{type(error).__name__}{text}")
+
+    def _tell(self, verb: str, reason: str) -> None:
+        """Warn once an outage."""
         first = not self._failing
         self._failing.add(verb)
         if first:

@@ -11,6 +11,8 @@ from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
 
 import requests
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
 
 from .errors import ApiError
 from .hidden import Hidden
@@ -126,6 +128,20 @@ def _spellings(secret: str) -> tuple[str, ...]:
     return secret, *quoted, *marked, *(text[1:-1] for text in literal)
 
 
+def retry_after(response: requests.Response) -> float | None:
+    """Return the seconds of the ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
+    value = response.headers.get("Retry-After")
+    if value is None:
+        return None
+    policy = Retry()
+    # Some versions of urllib3 know a bound, of six hours; others know none.
+    policy.retry_after_max = 10**9
+    try:
+        return min(policy.parse_retry_after(value), policy.retry_after_max)
+    except (HTTPError, ValueError, OverflowError, TypeError):
+        return None
+
+
 def raise_for_error(response: requests.Response) -> None:
     """Raise :class:`ApiError` with all that finAPI tells if *response* is 400 or above, else do nothing."""
     if response.status_code >= 400:
@@ -145,6 +161,7 @@ def _api_error(response: requests.Response) -> ApiError:
         request_id=problem.request_id or printable(sent_id),
     )
     error.errors = problem.details
+    error.retry_after = retry_after(response)
     error.response = _bare(response, tokens)
     return error
 

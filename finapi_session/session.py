@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 import requests
 from requests.adapters import HTTPAdapter
 from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
 from urllib3.util import Retry
 
 from .auth import BearerAuth, bearer_auth_of
 from .endpoint import RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
-from .errors import RevocationError
+from .errors import RevocationError, of_a_signal
 from .events import Journal, Listener
 from .grants import Identity, Secret
 from .ledger import Ledger
@@ -52,7 +53,8 @@ class FinapiSession(requests.Session):
     """A ``requests.Session`` for one finAPI client, or one of its users.
 
     *client_id* and *client_secret* are what finAPI gave the application, *username* and *password* a user's of it.
-    *environment* is an :class:`Environment`, its name (such as ``live``), or an https base URL. Calls to it carry
+    *environment* is an :class:`Environment`, its name (such as ``live``), or an https base URL, behind which may be
+    the OAuth path (``/api/v2/oauth`` for clients bound to API version 2). Calls to it carry
     a token that is fetched at the first call, renewed up to *leeway* seconds before it expires or when finAPI rejects
     it, kept in *store* (in memory by default), and revoked on close if *revoke_on_close* says so (by default: unless
     *store* is the caller's, since others may live on it).
@@ -109,6 +111,7 @@ class FinapiSession(requests.Session):
         self._users: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
         # The tokens of users whose sessions nobody holds any more: close() gives them back too.
         self._left: dict[str, TokenSource] = {}
+        self._leaver: _Leaver | None = None
         self.auth = BearerAuth(self._own, self.environment)
         _roots.add(self)
 
@@ -141,15 +144,14 @@ class FinapiSession(requests.Session):
         identity = self._client.identity.user(username, password)
         session = type(self).__new__(type(self))
         session.__dict__.update(self.__dict__)
-        session.headers, session.cookies = self.headers.copy(), RequestsCookieJar()
-        session.proxies, session.params = dict(self.proxies), copy.copy(self.params)
-        session.hooks = {event: copy.copy(hooks) for event, hooks in self.hooks.items()}
+        session.headers, session.cookies = CaseInsensitiveDict(self.headers or {}), RequestsCookieJar()
+        session.proxies, session.params = copy.copy(self.proxies), copy.copy(self.params)
+        session.hooks = {event: copy.copy(hooks) for event, hooks in (self.hooks or {}).items()}
         session._parent = self._parent or self
         session._own = self._source(identity)
         session.auth = BearerAuth(session._own, self.environment)
         self._users[id(session)] = session
-        if session.revoke_on_close:
-            weakref.finalize(session, _leave, session._own, self._left).atexit = False
+        session._leaver = _Leaver(session._own, self._left) if session.revoke_on_close else None
         return session
 
     def fetch_token(self) -> Token:
@@ -180,7 +182,7 @@ class FinapiSession(requests.Session):
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
         url = "" if request.url is None else self.environment.absolute(request.url)
         if self.environment.trusts(url):
-            _check_headers(self.headers)
+            _check_headers(self.headers or {})
             _check_headers(request.headers or {})
         if url != request.url:
             request = copy.copy(request)
@@ -195,7 +197,9 @@ class FinapiSession(requests.Session):
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
         if not self.environment.trusts(request.url) and isinstance(request.headers.get("Authorization"), Bearer):
-            del request.headers["Authorization"]  # it was prepared for another address
+            auth = bearer_auth_of(request)
+            if auth is None or not auth.trusts(request.url):  # it was prepared for another address
+                del request.headers["Authorization"]
         response = super().send(request, **kwargs)
         if self.raise_for_error:
             raise_for_error(response)
@@ -219,11 +223,11 @@ class FinapiSession(requests.Session):
             super().rebuild_auth(prepared_request, response)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_users", "_left")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_users", "_left", "_leaver")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._users, self._left = weakref.WeakValueDictionary(), {}
+        self._users, self._left, self._leaver = weakref.WeakValueDictionary(), {}, None
         if self._parent is None:
             _roots.add(self)
 
@@ -235,8 +239,11 @@ class FinapiSession(requests.Session):
 
     def _revoke_quietly(self) -> None:
         """Revoke what is to be revoked on close, one try each, while finAPI answers: no exit waits for each token."""
+        sources = self._to_revoke()
+        if not self._can_revoke(sources):
+            return
         unanswered = 0
-        for source in self._to_revoke():
+        for source in sources:
             if source.held is None:
                 continue
             if unanswered >= _MOST_UNANSWERED:
@@ -246,13 +253,28 @@ class FinapiSession(requests.Session):
             else:
                 unanswered += 1
 
+    def _can_revoke(self, sources: list[TokenSource]) -> bool:
+        """Get the client's token, without which no user's can be revoked, or tell that those of *sources* live on."""
+        held = [source for source in sources if source.held is not None]
+        if held in ([], [self._client]):
+            return True
+        try:
+            self._client.token(patient=False)
+        except Exception as error:
+            if of_a_signal(error):
+                raise
+            for source in held:
+                self._lives_on(source, type(error).__name__)
+            return False
+        return True
+
     def _try_to_revoke(self, source: TokenSource) -> bool:
         """Revoke, or tell that the token lives on; return whether finAPI answered."""
         try:
-            if source is not self._client:
-                self._client.token()  # nothing can be revoked without it
             self._revoke(source, patient=False)
         except Exception as error:
+            if of_a_signal(error):
+                raise
             self._lives_on(source, type(error).__name__)
             return isinstance(error, RevocationError) and error.status is not None
         return True
@@ -269,9 +291,20 @@ class FinapiSession(requests.Session):
         return [*users, *self._left.values(), *own, *([self._client] if own and self._own is not self._client else [])]
 
 
-def _leave(source: TokenSource, left: dict[str, TokenSource]) -> None:
-    if source.held is not None:
-        left[str(source.identity)] = source
+class _Leaver:
+    """Leaves the token of a user's session to the client's, when nobody holds the user's any more.
+
+    It is part of the session, so that one which its own password's callable refers to is collected, too.
+    """
+
+    __slots__ = ("_source", "_left")
+
+    def __init__(self, source: TokenSource, left: dict[str, TokenSource]) -> None:
+        self._source, self._left = source, left
+
+    def __del__(self) -> None:
+        if self._source.held is not None:
+            self._left[str(self._source.identity)] = self._source.revocable()
 
 
 def _token(given: Token | Mapping[str, Any] | None) -> Token | None:
@@ -370,7 +403,18 @@ def _renew_in_child() -> None:
         for adapter in session.adapters.values():
             if isinstance(adapter, HTTPAdapter):
                 _parents_pools.append((adapter.poolmanager, adapter.proxy_manager))
-                adapter.__setstate__(adapter.__getstate__())
+                adapter.poolmanager = _without_connections(adapter.poolmanager)
+                proxies = {url: _without_connections(manager) for url, manager in adapter.proxy_manager.items()}
+                adapter.proxy_manager = proxies
+
+
+def _without_connections(manager: Any) -> Any:
+    """Return a copy of a pool *manager* with all that it was made with, such as a pinned certificate."""
+    if not hasattr(manager, "pools"):
+        return manager  # an adapter's own: it may have no connections
+    fresh = copy.copy(manager)
+    fresh.pools = type(manager.pools)(manager.pools._maxsize)
+    return fresh
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from contextlib import nullcontext
@@ -19,6 +20,7 @@ from .errors import (
     TokenEndpointError,
     TokenError,
     bare,
+    of_a_signal,
 )
 from .events import Journal
 from .grants import Credentials, Identity
@@ -75,13 +77,22 @@ class TokenSource:
         """The token in use, if there is one; nothing is asked."""
         return self._record.token
 
-    def token(self) -> Token:
-        """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`."""
+    def revocable(self) -> TokenSource:
+        """Return a source of the same tokens, to revoke them: it keeps alive nothing that a password may come from."""
+        source = copy.copy(self)
+        source.identity = replace(self.identity, password=None)
+        return source
+
+    def token(self, *, patient: bool = True) -> Token:
+        """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`.
+
+        What is passing is tried again if *patient*.
+        """
         held = self._held
         if held is not None and time.time() < held.fresh_until:
             return held.token
         if held is None or held.token.expired(time.time()):
-            return self._token_in_turn()
+            return self._token_in_turn(patient)
         self._renew_early(held)
         return (self._held or held).token
 
@@ -134,13 +145,13 @@ class TokenSource:
                 self._record, self._spare, self._held = NOTHING, NOTHING, None
                 self._standing.go_on()
 
-    def _token_in_turn(self) -> Token:
+    def _token_in_turn(self, patient: bool) -> Token:
         entered = time.monotonic()
         with self._turn.taken():
             held = self._held
             if held is not None and not held.token.expired(time.time()):
                 return held.token
-            return self._obtain(self._need(entered), entered)
+            return self._obtain(self._need(entered)._replace(patient=patient), entered)
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
@@ -155,6 +166,8 @@ class TokenSource:
             entered = time.monotonic()
             self._obtain(self._need(entered, early=True), entered)
         except Exception as error:
+            if of_a_signal(error):
+                raise
             retry_after = error.retry_after if isinstance(error, FinapiError) else None
             self._standing.early_from = self._next_try(held.token, retry_after)
             self._held = _Held(held.token, self._standing.early_from)
@@ -172,7 +185,7 @@ class TokenSource:
         credentials = self._credentials(entered)
         key = self._key(credentials)
         self._standing = self._ledger.standing(key, credentials.fingerprint)
-        return _Need(credentials, key, rejected, early)
+        return _Need(credentials, key, rejected, early, patient=not early)
 
     def _credentials(self, entered: float) -> Credentials:
         """Ask for the secrets; who *entered* (monotonic seconds) while that failed another thread shares its error."""
@@ -300,7 +313,7 @@ class TokenSource:
     def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
         """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
         if need.credentials.username is None:
-            return self._endpoint.fetch(need.credentials, patient=not need.early)
+            return self._endpoint.fetch(need.credentials, patient=need.patient)
         shared = self._shared(need, refusal)
         if shared is not None:
             return shared
@@ -323,7 +336,7 @@ class TokenSource:
         return token
 
     def _sign_in(self, need: _Need) -> Token:
-        token = self._endpoint.fetch(need.credentials, patient=not need.early)
+        token = self._endpoint.fetch(need.credentials, patient=need.patient)
         self._standing.signed_in()
         return token
 
@@ -332,7 +345,7 @@ class TokenSource:
         if last is None or last.refresh_token is None:
             return None
         try:
-            token = self._endpoint.fetch(need.credentials, last, patient=not need.early)
+            token = self._endpoint.fetch(need.credentials, last, patient=need.patient)
         except (InvalidGrantError, InvalidClientError) as error:
             if _is_about_the_token(error):
                 self._spend(need, last)
@@ -393,12 +406,16 @@ class TokenSource:
 
 
 class _Need(NamedTuple):
-    """What is wanted: a token for *credentials*, but not the *rejected* one; *early* if there is one still good."""
+    """What is wanted: a token for *credentials*, but not the *rejected* one.
+
+    *early* if there is one still good, *patient* if what is passing is tried again.
+    """
 
     credentials: Credentials
     key: str
     rejected: Bearer | None
     early: bool
+    patient: bool
 
 
 def _lives_on_tokens(credentials: Credentials) -> bool:
@@ -445,9 +462,9 @@ def _is_spent(error: TokenError) -> bool:
 
 def _is_about_the_token(error: TokenError) -> bool:
     """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
-    if _is_about_the_client(error):
-        return False
-    return error.status == 400 or _code(error) in ("invalid_grant", "invalid_token")
+    # A 400 without a code is no answer of an OAuth server (RFC 6749, section 5.2) but of something on the way to it.
+    plain = error.status == 400 and bool(error.code) and not _is_about_the_client(error)
+    return plain or _code(error) in ("invalid_grant", "invalid_token")
 
 
 def _is_about_the_client(error: TokenError) -> bool:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from requests.adapters import HTTPAdapter
 
-from finapi_session import FileStore, FinapiSession, MemoryStore, TokenStore
+from finapi_session import FileStore, FinapiSession, MemoryStore, TokenEndpointError, TokenStore
 
 from .stores import places
 
@@ -309,3 +310,31 @@ def test_a_child_forked_while_others_handle_cookies(
     done.set()
     thread.join()
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+
+
+def test_a_child_keeps_what_its_adapters_were_told(sandbox: Sandbox) -> None:
+    """A pinned certificate is pinned in forked workers, too: the client's secret goes to no other server."""
+    client = sandbox.session(retries=0)
+    pinned = HTTPAdapter()
+    client.mount("https://", pinned)
+    pinned.init_poolmanager(10, 10, assert_fingerprint="00" * 32)
+    client.mount("https://elsewhere.example", Odd())
+    with pytest.raises(TokenEndpointError, match="SSLError"):
+        client.fetch_token()
+    child = os.fork()
+    if child == 0:
+        try:
+            client.fetch_token()
+        except TokenEndpointError as error:
+            os._exit(3 if "SSLError" in str(error) else 4)
+        os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert sandbox.count() == 0
+
+
+class Odd(HTTPAdapter):
+    """An adapter that has no pool of urllib3's."""
+
+    def init_poolmanager(self, *_: object, **__: object) -> None:
+        """Have another one."""
+        self.poolmanager = threading.Event()  # type: ignore[assignment]
