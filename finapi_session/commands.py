@@ -398,7 +398,9 @@ def logout(settings: Settings, user: str | None, client: bool, everybody: bool) 
         _log_out_all(settings)
         return
     environment = settings.environment
-    who = Login.of(settings.client(environment), None if client else user, environment)
+    its = settings.client(environment)
+    settings.session(its, None).close()  # what cannot be a client is told as anywhere else
+    who = Login.of(its, None if client else user, environment)
     _log_out(settings, next((login for login in settings.logins.all() if login == who), who))
 
 

@@ -236,7 +236,7 @@ class _Judge:
             description=problem.description,
             request_id=self.request_id,
         )
-        error.retry_after = retry_after(response)
+        error.retry_after = retry_after(response.headers.get("Retry-After"))
         if self._refreshing and kind is InvalidGrantError:
             error.args = ("finAPI refused the refresh token",)
             error.advice = "It is not sent again; the password is, if there is one."

@@ -86,7 +86,7 @@ def of_a_signal(error: BaseException) -> bool:
     """Tell whether a signal's handler raised *error* in the middle of a call: a time limit, which is the caller's."""
     import signal  # where something went wrong, and not with every import of the package
 
-    handlers = map(signal.getsignal, signal.valid_signals())
+    handlers = [getattr(handler, "func", handler) for handler in map(signal.getsignal, signal.valid_signals())]
     codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 

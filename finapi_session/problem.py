@@ -128,9 +128,8 @@ def _spellings(secret: str) -> tuple[str, ...]:
     return secret, *quoted, *marked, *(text[1:-1] for text in literal)
 
 
-def retry_after(response: requests.Response) -> float | None:
-    """Return the seconds of the ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
-    value = response.headers.get("Retry-After")
+def retry_after(value: str | None) -> float | None:
+    """Return the seconds of a ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
     if value is None:
         return None
     policy = Retry()
@@ -161,7 +160,7 @@ def _api_error(response: requests.Response) -> ApiError:
         request_id=problem.request_id or printable(sent_id),
     )
     error.errors = problem.details
-    error.retry_after = retry_after(response)
+    error.retry_after = retry_after(response.headers.get("Retry-After"))
     error.response = _bare(response, tokens)
     return error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import sys
 import threading
 import uuid
 import weakref
@@ -302,8 +303,9 @@ class _Leaver:
     def __init__(self, source: TokenSource, left: dict[str, TokenSource]) -> None:
         self._source, self._left = source, left
 
-    def __del__(self) -> None:
-        if self._source.held is not None:
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # On its way out Python has no modules left to do this with, and nobody would close the client's session.
+        if self._source.held is not None and not _ending():
             self._left[str(self._source.identity)] = self._source.revocable()
 
 

@@ -478,6 +478,13 @@ def test_wrong_client_secret(environ: dict[str, str]) -> None:
     assert "wrong-secret" not in result.stderr
 
 
+@pytest.mark.parametrize("command", ["token", "logout"])
+def test_client_secret_that_is_no_text(environ: dict[str, str], command: str) -> None:
+    """A secret in another encoding is told as such, not as a bug of the program."""
+    result = run({**environ, "FINAPI_CLIENT_SECRET": "\udce4x"}, command, "--client")
+    assert result.returncode == 2 and "client_secret must be text that UTF-8 can carry" in result.stderr
+
+
 def test_wrong_password_is_sent_once(anna: dict[str, str], sandbox: Sandbox) -> None:
     """A refused password is not sent again by the next run, until logout forgets the refusal."""
     wrong = {**anna, "FINAPI_PASSWORD": "wrong-password"}

@@ -35,10 +35,9 @@ from finapi_session import (
     TokenError,
     raise_for_error,
 )
-from finapi_session.endpoint import _retry_after
 from finapi_session.environment import Environment
 from finapi_session.grants import Credentials
-from finapi_session.problem import Problem
+from finapi_session.problem import Problem, retry_after
 from finapi_session.record import Record, Refusal
 
 settings.register_profile(
@@ -314,7 +313,7 @@ def test_problems_of_any_body(body: bytes, headers: Mapping[str, str], secrets: 
 @given(_RETRY_AFTER)
 def test_any_retry_after(value: str) -> None:
     """Retry-After is a bounded number of seconds from 0 up, or nothing."""
-    seconds = _retry_after(value)
+    seconds = retry_after(value)
     assert seconds is None or 0 <= seconds <= 1e9
 
 

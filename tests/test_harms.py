@@ -7,6 +7,7 @@ import gc
 import pickle
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from finapi_session import (
     TokenEvent,
 )
 from finapi_session.auth import bearer_auth_of
+from finapi_session.errors import of_a_signal
 from finapi_session.source import TokenSource
 from finapi_session.testing import Sandbox
 
@@ -1346,6 +1349,28 @@ def test_a_time_limit_may_be_a_timeout_error(sandbox: Sandbox) -> None:
     _limited(0.3, session.fetch_token, TimeoutError("my limit"))
 
 
+class Limit:
+    """A handler that is a method, as RQ's is."""
+
+    def ring(self, *_: object) -> None:
+        """Raise."""
+        raise TimeIsUp("soft time limit")
+
+
+@pytest.mark.parametrize("handler", [Limit().ring, partial(Limit.ring, Limit())])
+def test_whatever_a_handler_is_made_of_it_is_known(handler: Callable[..., None]) -> None:
+    """Task queues have functions, methods and partials for handlers; what anybody else raises is not a signal's."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(TimeIsUp) as caught:
+            signal.raise_signal(signal.SIGALRM)
+        with pytest.raises(OSError) as other:
+            raise OSError
+        assert of_a_signal(caught.value) and not of_a_signal(other.value)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
 class Account:
     """An object of the caller's, whose method gives the password of the session that it holds."""
 
@@ -1370,6 +1395,30 @@ def test_a_session_that_its_password_refers_to_is_collected(sandbox: Sandbox) ->
     assert gone() is None and not [each for each in gc.get_objects() if type(each) is Account]
     client.close()
     assert sandbox.count("/oauth/revoke", status=200) == 2
+
+
+def test_the_end_of_a_program_is_quiet(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Sessions that nobody closed, one of which its password refers to, end without a word."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from finapi_session import FinapiSession
+
+class Account:
+    def __init__(self, client):
+        self.session = client.user("alice", self.password)
+
+    def password(self):
+        return "her-password"
+
+client = FinapiSession({sandbox.client_id!r}, {sandbox.client_secret!r}, environment={sandbox.base_url!r})
+client.verify, client.trust_env = {sandbox.ca_bundle!r}, False
+accounts = [Account(client), client]
+accounts.append(accounts)
+print(accounts[0].session.get({ECHO!r}).status_code)
+""")
+    command = [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", str(script)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == ("200\n", "")
 
 
 @pytest.mark.parametrize("method", ["get", "set"])
