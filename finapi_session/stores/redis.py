@@ -62,11 +62,7 @@ class RedisStore:
         Leaving raises ``redis.exceptions.LockNotOwnedError`` if the lease ran out meanwhile; an error of the
         body goes first.
         """
-        lock = self.client.lock(
-            f"{self.prefix}lock:{key}",
-            timeout=self.lease,
-            thread_local=False,
-        )
+        lock = self.client.lock(f"{self.prefix}lock:{key}", timeout=self.lease, thread_local=False)
         try:
             self._wait(lock)
             yield

@@ -44,7 +44,8 @@ class StoreContract:
 
     #: Whether processes share the store; ``False`` skips the tests that need several.
     shared = True
-    #: Seconds after which the lock of a killed holder must be free; a lease takes as long as it lasts.
+    #: Seconds after which the lock of a killed holder must be free; a lease takes as long as it lasts,
+    #: so open the store with one of a second or two.
     freed_within = 2.0
     #: How many writers are killed.
     kills = 3
