@@ -28,6 +28,10 @@ THREADS = 4
 PATIENCE = 90.0
 # Longer than any token call here, and short enough that a killed holder does not idle the others for long.
 LEASE = 10.0
+#: So many answers to a token call are broken in a row, and so many seconds it then takes at most, with all of its
+#: tries. So long no others are broken: a client that meets more than three has to give up.
+BROKEN_IN_A_ROW = 2
+TOKEN_CALL = 5.0
 #: How likely each fault is beside the others.
 WEIGHTS = {
     "revocation": 12,
@@ -57,8 +61,6 @@ REPLAYS_KILLED_AT_MOST = 0.01
 #: Two new tokens in a row were killed before anybody used them. Nobody can tell that from an API that rejects all
 #: tokens, so the process renews nothing for 30 s; only a sibling's token ends that, if its clock lets it believe it.
 STANDSTILL = "401 at rest"
-#: Seconds before a standstill in which both must have been killed.
-KILLED_WITHIN = 5.0
 
 
 class Service:
@@ -92,6 +94,26 @@ class Place:
     resting: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Happening:
+    """From when to when (epoch seconds) something befell the tokens of a user or the client, and in which process."""
+
+    username: str | None
+    began: float
+    ended: float
+    program: Program | None = None
+
+    def by_others(self, others: list[Happening]) -> int:
+        """Count what happened meanwhile to the same identity, and not by the same process."""
+        return sum(
+            other.username == self.username
+            and other.program is not self.program
+            and other.began < self.ended
+            and other.ended > self.began
+            for other in others
+        )
+
+
 class Soak:
     """Workers, the faults they meet, and what came of it."""
 
@@ -114,9 +136,13 @@ class Soak:
         self.needed: Counter[str] = Counter()
         self.excused: Counter[str] = Counter()
         self.leaks: Counter[str] = Counter()
-        #: When (epoch seconds) whose tokens were killed; and how many were, before each process stood still.
-        self.kills: list[tuple[float, str | None]] = []
-        self.standstills: list[int] = []
+        #: Grants whose next answers are to be broken, and when (monotonic seconds) others may be after them.
+        self.breaking: set[str | None] = set()
+        self.spared_until: dict[str | None, float] = {}
+        self.kills: list[Happening] = []
+        self.standstills: list[Happening] = []
+        #: How many calls were made, before each of them, with the two tokens that were said to be of no use.
+        self.served: list[int] = []
 
     def run(self, seconds: float) -> None:
         """Start the workers, do damage for so long, and stop them."""
@@ -128,6 +154,7 @@ class Soak:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(self.chance.uniform(0.05, 0.4))
+            self.spare_token_calls()
             [kind] = self.chance.choices(list(WEIGHTS), list(WEIGHTS.values()))
             self.faults[kind] += 1
             _FAULTS[kind](self)
@@ -164,11 +191,17 @@ class Soak:
         place.program.end()
 
     def note_standstills(self, place: Place) -> None:
-        """Count what was killed of a worker's identity just before it stood still."""
+        """Note when a worker stood still, and its refresh grants, each of which may have killed a sibling's token."""
         assert place.program is not None
-        for stood in place.program("standstills"):
-            killed = [at for at, whose in self.kills if whose == place.username and 0 < stood - at < KILLED_WITHIN]
-            self.standstills.append(len(killed))
+        whose, by = place.username, place.program
+        for began, ended, served in by("standstills"):
+            self.standstills.append(Happening(whose, began, ended, by))
+            self.served.append(served)
+        self.kills += [Happening(whose, began, ended, by) for began, ended in by("renewals")]
+
+    def killed(self) -> list[int]:
+        """Return how many tokens were killed while each worker that then stood still had its last two."""
+        return [standstill.by_others(self.kills) for standstill in self.standstills]
 
     def end(self) -> None:
         """End whatever still runs."""
@@ -184,8 +217,9 @@ class Soak:
         """Take the tokens of one identity; the client's are used on three stores."""
         whose = whose or self.chance.choice(["alice", "bert", "carla", "client"])
         username = None if whose == "client" else whose
-        self.kills.append((time.time(), username))
+        began = time.time()
         do(username, kind="user" if username else "client", **how)
+        self.kills.append(Happening(username, began, time.time()))
         self.needed[kind] += 1 if username else 3
         # A worker whose clock is off cannot tell which of the others' tokens live, so it asks for itself.
         self.excused["clock off"] += any(place.ahead for place in self.places if place.username == username)
@@ -210,15 +244,33 @@ class Soak:
     def slow_down(self) -> None:
         self.sandbox.latency = {CALLS: self.chance.uniform(0, 0.5), ECHO: self.chance.uniform(0.01, 0.1)}
 
+    def spare_token_calls(self) -> None:
+        """Note which token calls may be meeting broken answers just now."""
+        breaking = {plan.grant_type for plan in self.sandbox._traffic._plans if plan.path == CALLS}
+        self.spared_until.update(dict.fromkeys(breaking | self.breaking, time.monotonic() + TOKEN_CALL))
+        self.breaking = breaking
+
     def break_a_token_call(self) -> None:
-        """Break the next call of a grant, and make it come; a password's only where it did not count."""
+        """Break the first answers to a grant's next call, and make it come; each is a fault.
+
+        A password's are broken only where it did not count.
+        """
+        kind = "token call broken"
         grant_type = self.chance.choice(["client_credentials", "refresh_token", "password"])
+        whose = "client" if grant_type == "client_credentials" else self.chance.choice(["alice", "bert", "carla"])
         answers: list[Any] = [429, 503]
         if grant_type != "password":
             answers += [500, 502, "drop", "lose", "cut", "html"]
-        self.sandbox.answer_next(self.chance.choice(answers), path=CALLS, grant_type=grant_type)
-        self.revoke("token call broken", self.sandbox.revoke_tokens, refresh=grant_type == "password")
-        self.needed["token call broken, once more"] += 1
+        broken = self.chance.choices(answers, k=self.chance.randint(1, BROKEN_IN_A_ROW))
+        self.faults[kind] -= 1
+        if time.monotonic() < self.spared_until.get(grant_type, 0):
+            return
+        for answer in broken:
+            self.sandbox.answer_next(answer, path=CALLS, grant_type=grant_type)
+        self.breaking.add(grant_type)
+        self.faults[kind] += len(broken)
+        self.needed[f"{kind}, once more"] += len(broken)
+        self.revoke(kind, self.sandbox.revoke_tokens, whose, refresh=grant_type == "password")
 
     def break_an_api_call(self) -> None:
         self.sandbox.answer_next(self.chance.choice(["drop", "lose", "cut"]), path=ECHO)
@@ -268,7 +320,8 @@ class Soak:
         if unexplained.pop(REPLAY_KILLED, 0) > calls * REPLAYS_KILLED_AT_MOST:
             broken.append("too many replays were rejected")
         unexplained.pop(STANDSTILL, 0)
-        if min(self.standstills, default=2) < 2:
+        # One call of each thread may have been under way.
+        if min(self.killed(), default=2) < 2 or max(self.served, default=0) > THREADS:
             broken.append("a process stood still although its tokens lived")
         if unexplained:
             broken.append(f"calls failed without an excuse: {dict(unexplained)}")
@@ -309,7 +362,7 @@ class Soak:
         for name, count in sorted(failed.items()):
             print(f"    {count:5}  {name}: {_explain(name)}")
         print(f"token calls           {self.token_calls()}, ideal {ideal}, tolerable {self.tolerable()}")
-        print(f"standstills           {len(self.standstills)}, tokens killed just before: {self.standstills}")
+        print(f"standstills           {len(self.standstills)}, tokens killed: {self.killed()}, used: {self.served}")
         print(f"store warnings        {warnings}")
         print(f"leaked at rest        {dict(self.leaks) or 0} (threads, sockets, files)")
 

@@ -103,7 +103,9 @@ class Worker:
         self._outcomes: Counter[str] = Counter()
         self._tallying = threading.Lock()
         self._start, self._stop = threading.Event(), threading.Event()
-        self._standstills: list[float] = []
+        self._given: list[tuple[str, float, float]] = []
+        self._taken: list[float] = []
+        self._standstills: list[tuple[float, float, int]] = []
 
     def open(self, store: list[Any], username: str | None = None, password: str | None = None) -> None:
         """Make a new session, which knows nothing, on a *store*: the name of an opener and its arguments."""
@@ -142,9 +144,17 @@ class Worker:
         with self._tallying:
             return dict(self._outcomes)
 
-    def standstills(self) -> list[float]:
-        """Return when (epoch seconds of the machine) renewal was given up for a while, as the API took nothing."""
+    def standstills(self) -> list[tuple[float, float, int]]:
+        """Return when renewal was given up for a while, as the API took neither of the last two tokens.
+
+        That is: when (epoch seconds of the machine) the first of the two was asked for, when it was given up, and how
+        many calls with either of them the API took in truth.
+        """
         return self._standstills
+
+    def renewals(self) -> list[tuple[float, float]]:
+        """Return from when to when (epoch seconds of the machine) each refresh grant took."""
+        return [(asked, noted) for kind, asked, noted in self._given if kind == "renewed"]
 
     def clock(self, ahead: float) -> None:
         """Set this process's wall clock *ahead* seconds off the machine's, as a stepped clock does."""
@@ -162,17 +172,24 @@ class Worker:
         self._start.wait()
         made = 0
         while not self._stop.is_set() and (calls == 0 or made < calls):
+            began = _MACHINE_TIME()
             outcome = call(self._session, self._resting)
             made += 1
             with self._tallying:
                 self._outcomes[outcome] += 1
+                self._taken += [began] * (outcome == "200")
 
     def _note(self, event: TokenEvent) -> None:
-        if event.kind == "decided" and "not renewed again" in str(event.reason):
-            self._standstills.append(_MACHINE_TIME())
+        now = _MACHINE_TIME()
+        if event.kind in ("issued", "renewed"):
+            self._given.append((event.kind, now - (event.milliseconds or 0.0) / 1000, now))
+        elif event.kind == "decided" and "not renewed again" in str(event.reason):
+            _, asked, given = self._given[-2]
+            with self._tallying:
+                self._standstills.append((asked, now, sum(began > given for began in self._taken)))
 
     def _resting(self) -> bool:
-        return any(_MACHINE_TIME() - began < LONGEST_STANDSTILL for began in self._standstills)
+        return any(_MACHINE_TIME() - began < LONGEST_STANDSTILL for _, began, _ in self._standstills)
 
     def _joined(self) -> dict[str, int]:
         for thread in self._threads:
