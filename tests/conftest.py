@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from .loopback import Authorities, Authority, Loopback
 
 if TYPE_CHECKING:
     from finapi_session.testing import Sandbox
+
+# A busy machine makes no example wrong: nothing that hypothesis makes is judged by the clock.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _SET_BY_MACHINES = (
     "REQUESTS_CA_BUNDLE",

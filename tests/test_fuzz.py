@@ -40,13 +40,10 @@ from finapi_session.grants import Credentials
 from finapi_session.problem import Problem, retry_after
 from finapi_session.record import Record, Refusal
 
-settings.register_profile(
-    "fuzz",
-    deadline=None,
+fuzz = settings(
     max_examples=150,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
-fuzz = settings(settings.get_profile("fuzz"))
 
 HOST = "f.example"
 ENVIRONMENT = Environment(f"https://{HOST}", trusted=(f"https://web.{HOST}:8443",))

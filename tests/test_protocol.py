@@ -384,8 +384,7 @@ class WithoutPassword(Processes):
 
 
 for machine in (Processes, WithoutPassword):
-    machine.TestCase.settings = settings(
-        max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    busy = settings(max_examples=150, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+    machine.TestCase.settings = busy
 TestProcesses = Processes.TestCase
 TestWithoutPassword = WithoutPassword.TestCase

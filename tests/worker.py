@@ -121,7 +121,8 @@ class Worker:
         self._outcomes.clear()
         self._start.clear()
         self._stop.clear()
-        self._threads = [threading.Thread(target=self._work, args=(calls,)) for _ in range(threads)]
+        # If who starts this program is killed, standard input ends, and the program with it, whatever it was told.
+        self._threads = [threading.Thread(target=self._work, args=(calls,), daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
