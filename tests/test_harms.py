@@ -918,6 +918,7 @@ def test_a_clock_put_right_does_not_lose_a_refresh_token(sandbox: Sandbox, monke
         (400, None, False),
         (400, "invalid_grant", True),
         (400, "invalid_client", False),
+        (400, "BAD_REQUEST", True),
         (401, "invalid_token", True),
         (401, "INVALID_TOKEN", True),
         (401, "INVALID_CLIENT", False),
