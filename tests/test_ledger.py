@@ -160,6 +160,7 @@ def test_a_failing_store_costs_one_warning(down: set[str]) -> None:
     verb, _, rest = str(events[0].reason).partition(": ")
     assert events[0].identity == "Failing" and verb in {*down, "lock"}
     assert rest == "ConnectionError; going on with what is in memory"
+    assert "store-password" not in str(events[0])
 
 
 @pytest.mark.parametrize("verb", ["get", "set", "delete", "lock", "unlock"])
