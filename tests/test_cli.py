@@ -20,8 +20,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from finapi_session import SANDBOX, cli, commands
-from finapi_session.logins import Client, Login
+from finapi_session import SANDBOX
+from finapi_session.cli import __main__ as cli, commands
+from finapi_session.cli.logins import Client, Login
 from finapi_session.testing import Sandbox
 
 PACKAGE = Path(__file__).parents[1]

@@ -181,7 +181,7 @@ def test_second_process_gets_no_secret_by_argument() -> None:
     code = """
 import subprocess, sys
 from unittest import mock
-from finapi_session import demo
+from finapi_session.cli import demo
 from finapi_session.testing import Sandbox
 with Sandbox() as sandbox, mock.patch.object(subprocess, "run", side_effect=KeyboardInterrupt) as run:
     try:
@@ -193,4 +193,4 @@ with Sandbox() as sandbox, mock.patch.object(subprocess, "run", side_effect=Keyb
     out = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     ).stdout
-    assert out.splitlines()[-1] == "['-m', 'finapi_session.demo', 'FOLDER']"
+    assert out.splitlines()[-1] == "['-m', 'finapi_session.cli.demo', 'FOLDER']"

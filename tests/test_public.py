@@ -204,7 +204,7 @@ def test_a_missing_command_line_is_named() -> None:
     """Without click, the command says in one line which extra to install."""
     code = (
         BLOCK.format(module="click")
-        + "from finapi_session.cli import main; sys.argv[1:] = ['status']; main()"
+        + "from finapi_session.cli.__main__ import main; sys.argv[1:] = ['status']; main()"
     )
     shown = fresh(code)
     assert shown.returncode == 2 and "pip install 'finapi-session[cli]'" in shown.stderr

@@ -411,7 +411,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
 
 def test_the_two_commands() -> None:
     """They are one line each, and complete; CI runs the second one, and the first one's demo exists."""
-    from finapi_session.commands import commands as group
+    from finapi_session.cli.commands import commands as group
 
     demo, checks = commands("Two commands")
     assert (

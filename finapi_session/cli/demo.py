@@ -18,10 +18,10 @@ import click
 import requests
 from requests.adapters import HTTPAdapter
 
-from .environment import Environment
-from .problem import printable, read_object
-from .session import FinapiSession
-from .stores.file import FileStore
+from ..environment import Environment
+from ..problem import printable, read_object
+from ..session import FinapiSession
+from ..stores.file import FileStore
 
 _SHORT_LIFE = 2
 
@@ -126,7 +126,7 @@ def shortened(token: str) -> str:
 
 def on_a_sandbox() -> None:
     """Tell the whole story on a local finAPI, started for it."""
-    from .testing import Sandbox
+    from ..testing import Sandbox
 
     narrator = Narrator()
     watch = Watch(narrator.exchange)
@@ -237,7 +237,7 @@ def _tell_second_process(narrator: Narrator, username: str, sandbox: Any, folder
         "REQUESTS_CA_BUNDLE": sandbox.ca_bundle,
         "no_proxy": "127.0.0.1",
     }
-    command = [sys.executable, "-m", "finapi_session.demo", folder]
+    command = [sys.executable, "-m", "finapi_session.cli.demo", folder]
     # A session of its own, so that Ctrl-C reaches one process only. If it comes in the moment of the start, that
     # process lives on for a while: what it then misses is nothing to show.
     second = subprocess.run(

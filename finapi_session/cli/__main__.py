@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import requests
 
-from .errors import (
+from ..errors import (
     AccessDeniedError,
     FinapiError,
     InvalidClientError,

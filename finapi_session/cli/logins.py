@@ -8,10 +8,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from .environment import Environment
-from .grants import Credentials, folded, label
-from .record import NOTHING, Record
-from .stores.protocol import TokenStore
+from ..environment import Environment
+from ..grants import Credentials, folded, label
+from ..record import NOTHING, Record
+from ..stores.protocol import TokenStore
 
 _INDEX = "finapi-session command line: identities"
 _SERVICE = "finapi_session.client"
@@ -143,7 +143,7 @@ def _vault() -> TokenStore:
     """Return the system's vault, or raise: of the many ways not to have one none is worth telling apart."""
     import keyring
 
-    from .stores.keyring import KeyringStore
+    from ..stores.keyring import KeyringStore
 
     if keyring.get_keyring().priority < _RECOMMENDED:
         raise LookupError("no vault, or one in plain text")

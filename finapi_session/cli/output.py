@@ -12,9 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 import click
 import requests
 
-from .errors import ApiError
-from .problem import printable, raise_for_error, read_object
-from .session import FinapiSession
+from ..errors import ApiError
+from ..problem import printable, raise_for_error, read_object
+from ..session import FinapiSession
 
 # finAPI's most.
 _PER_PAGE = "500"

@@ -21,15 +21,16 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from . import __version__, answers
-from .environment import Environment
-from .errors import FinapiError, LoginRequiredError
-from .events import TokenEvent
-from .grants import folded
+from .. import __version__
+from ..environment import Environment
+from ..errors import FinapiError, LoginRequiredError
+from ..events import TokenEvent
+from ..grants import folded
+from ..session import FinapiSession
+from ..stores.protocol import TokenStore
+from ..tokens import Token
+from . import output
 from .logins import Client, Login, Logins, StorageError, forget_client, keep_client, kept_client
-from .session import FinapiSession
-from .stores.protocol import TokenStore
-from .tokens import Token
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -144,7 +145,7 @@ def open_store(name: str) -> TokenStore:
 def _redis_store(url: str) -> TokenStore:
     from redis import Redis
 
-    from .stores.redis import RedisStore
+    from ..stores.redis import RedisStore
 
     try:
         return RedisStore(Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5))
@@ -156,7 +157,7 @@ def _sql_store(url: str) -> TokenStore:
     from sqlalchemy import create_engine
     from sqlalchemy.exc import ArgumentError
 
-    from .stores.sql import SQLStore
+    from ..stores.sql import SQLStore
 
     try:
         engine = create_engine(url)
@@ -335,8 +336,8 @@ def request(
     The body goes to standard output: readable on a terminal, as it came into a pipe. Status and request id
     go to standard error. The exit code is 0 only for an answer of 2xx.
     """
-    method, body = method.upper(), answers.read_body(data)
-    query, sent = answers.pairs(params, "="), dict(answers.pairs(headers, ":"))
+    method, body = method.upper(), output.read_body(data)
+    query, sent = output.pairs(params, "="), dict(output.pairs(headers, ":"))
     if not settings.environment.trusts(settings.environment.absolute(path)):
         raise click.UsageError(f"{path} is not an address of {_name(settings.environment)}")
     if all_pages and (method != "GET" or body is not None):
@@ -345,8 +346,8 @@ def request(
         sent["Content-Type"] = "application/json"
     with settings.logged_in(None if client else user) as session:
         if all_pages:
-            return answers.show_all_pages(session, path, query, sent)
-        return answers.show(answers.call(session, method, path, params=query, data=body, headers=sent))
+            return output.show_all_pages(session, path, query, sent)
+        return output.show(output.call(session, method, path, params=query, data=body, headers=sent))
 
 
 @commands.command()
@@ -448,7 +449,7 @@ def _list_client(settings: Settings, client: Client, environment: Environment) -
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port; without it a free one.")
 def sandbox(port: int) -> None:
     """Serve a local finAPI until Ctrl-C, and print how to reach it."""
-    from .testing import Sandbox
+    from ..testing import Sandbox
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
