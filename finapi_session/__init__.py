@@ -9,20 +9,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .auth import BearerAuth
     from .environment import LIVE, LIVE_V2, SANDBOX, SANDBOX_V2, Environment
+    from .error_body import raise_for_error
     from .errors import (
         AccessDeniedError,
         ApiError,
+        ErrorDetail,
         FinapiError,
         InvalidClientError,
         InvalidGrantError,
         LoginRequiredError,
+        ProblemDetail,
         RevocationError,
         TokenEndpointError,
         TokenError,
         UserLockedError,
     )
     from .events import TokenEvent
-    from .problem import ProblemDetail, raise_for_error
     from .session import FinapiSession
     from .stores.encrypted import EncryptedStore
     from .stores.file import FileStore
@@ -41,6 +43,7 @@ __all__ = [
     "BearerAuth",
     "EncryptedStore",
     "Environment",
+    "ErrorDetail",
     "FileStore",
     "FinapiError",
     "FinapiSession",
@@ -72,17 +75,19 @@ _HOMES = {
     "errors": (
         "AccessDeniedError",
         "ApiError",
+        "ErrorDetail",
         "FinapiError",
         "InvalidClientError",
         "InvalidGrantError",
         "LoginRequiredError",
+        "ProblemDetail",
         "RevocationError",
         "TokenEndpointError",
         "TokenError",
         "UserLockedError",
     ),
     "events": ("TokenEvent",),
-    "problem": ("ProblemDetail", "raise_for_error"),
+    "error_body": ("raise_for_error",),
     "session": ("FinapiSession",),
     "stores.encrypted": ("EncryptedStore",),
     "stores.file": ("FileStore",),

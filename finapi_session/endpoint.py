@@ -14,6 +14,7 @@ from urllib3.exceptions import MaxRetryError, NewConnectionError, SSLError
 from urllib3.util import Retry
 
 from .environment import Environment
+from .error_body import ErrorBody, read_object, retry_after, sent_tokens
 from .errors import (
     AccessDeniedError,
     FinapiError,
@@ -23,16 +24,15 @@ from .errors import (
     TokenEndpointError,
     TokenError,
     UserLockedError,
-    of_a_signal,
+    raised_by_signal_handler,
 )
 from .events import Journal
-from .grants import Credentials
-from .hidden import Hidden
-from .problem import Problem, read_object, redact, retry_after, sent_tokens
+from .identity import Credentials
+from .redaction import Redacted, redact
 from .tokens import Token, sound_refresh_token
 
 if TYPE_CHECKING:
-    from .carrier import Carrier
+    from .transport import Transport
 
 #: Seconds after which a call is not tried again, waiting included. With the longest single try (CONNECT +
 #: READ) this bounds a token call to 70 s.
@@ -145,7 +145,7 @@ class TokenEndpoint:
             self._journal.tell(kind, identity, None, error.request_id, milliseconds, str(error))
 
     def _ask(self, credentials: Credentials, renewed: Token | None) -> _Try:
-        from .carrier import UNREADABLE  # with the first token call, as in _carrier
+        from .transport import UNREADABLE  # with the first token call, as in _transport
 
         by_password = renewed is None and credentials.username is not None
         refresh_token = (renewed.refresh_token or "",) if renewed else ()
@@ -154,7 +154,7 @@ class TokenEndpoint:
         judge = _Judge(secrets, by_password, headers["X-Request-Id"], refreshing=renewed is not None)
         asked_at = time.time()
         try:
-            answer = self._carrier(self.environment.token_url, headers).ask(credentials, renewed, judge)
+            answer = self._transport(self.environment.token_url, headers).ask(credentials, renewed, judge)
             token = Token.from_dict(answer, issued_at=asked_at)
         except OSError as error:
             return judge.unanswered(error)
@@ -165,15 +165,15 @@ class TokenEndpoint:
     def _ask_to_revoke(self, token: Token, bearer: AuthBase | None) -> _Try:
         headers = self._headers()
         judge = _Judge((token.access_token, token.refresh_token or ""), False, headers["X-Request-Id"])
-        from .carrier import UNREADABLE  # with the first call, as in _carrier
+        from .transport import UNREADABLE  # with the first call, as in _transport
 
-        text, hint = Hidden(token.access_token), None
+        text, hint = Redacted(token.access_token), None
         if bearer is None:
             headers["Authorization"], hint = token.authorization, "access_token"
         elif token.refresh_token is not None:
-            text, hint = Hidden(token.refresh_token), "refresh_token"
+            text, hint = Redacted(token.refresh_token), "refresh_token"
         try:
-            response = self._carrier(self.environment.revoke_url, headers).revoke(text, hint, bearer)
+            response = self._transport(self.environment.revoke_url, headers).revoke(text, hint, bearer)
             if bearer is not None or response.status_code != 401:
                 judge(response)
         except OSError as error:
@@ -184,11 +184,11 @@ class TokenEndpoint:
             return _Try(request_id=judge.request_id)
         return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
 
-    def _carrier(self, url: str, headers: dict[str, str]) -> Carrier:
+    def _transport(self, url: str, headers: dict[str, str]) -> Transport:
         # Imported with the first token call: who finds a token in the store needs no oauthlib.
-        from .carrier import Carrier
+        from .transport import Transport
 
-        return Carrier(self._host, url, headers, self._timeout)
+        return Transport(self._host, url, headers, self._timeout)
 
     def _headers(self) -> dict[str, str]:
         return {
@@ -214,7 +214,7 @@ class _Judge:
         self._passing = False
 
     def __call__(self, response: requests.Response) -> requests.Response:
-        problem = Problem.of(response, (*self._secrets, *sent_tokens(response)))
+        problem = ErrorBody.of(response, (*self._secrets, *sent_tokens(response)))
         self.request_id = problem.request_id or self.request_id
         status = response.status_code
         if status >= 300 or problem.code in _BY_CODE:
@@ -222,7 +222,7 @@ class _Judge:
         response._content = json.dumps(_clean(read_object(response))).encode()
         return response
 
-    def _refusal(self, response: requests.Response, problem: Problem) -> TokenError:
+    def _refusal(self, response: requests.Response, problem: ErrorBody) -> TokenError:
         """Return finAPI's no by its code (RFC 6749, section 5.2) where that is plainer than the status."""
         status = response.status_code
         kind = _BY_CODE.get(problem.code) if status in (200, 400, 401) else None
@@ -246,7 +246,7 @@ class _Judge:
         """Return what an exception amounts to: one of ours as it is, no connection, or an answer cut off."""
         if isinstance(error, FinapiError):
             return _Try(error=error.with_traceback(None), again=self._passing)
-        if of_a_signal(error):  # some raise a TimeoutError
+        if raised_by_signal_handler(error):  # some raise a TimeoutError
             raise error
         hopeless = self._hopeless(error)
         if hopeless is not None:

@@ -21,12 +21,10 @@ from __future__ import annotations
 
 import copy
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import requests
-
-if TYPE_CHECKING:
-    from .problem import ProblemDetail
 
 _Error = TypeVar("_Error", bound="FinapiError")
 
@@ -82,7 +80,7 @@ def bare(error: Exception) -> Exception:
         return error
 
 
-def of_a_signal(error: BaseException) -> bool:
+def raised_by_signal_handler(error: BaseException) -> bool:
     """Tell whether a signal's handler raised *error* in the middle of a call: a time limit, which is the caller's."""
     import signal  # where something went wrong, and not with every import of the package
 
@@ -144,6 +142,20 @@ class RevocationError(FinapiError):
     advice = "The token may still be valid: call revoke() again."
 
 
+@dataclass(frozen=True)
+class ErrorDetail:
+    """One entry of finAPI's ``errors``: the field it is about where Web Form names one."""
+
+    code: str | None = None
+    type: str | None = None
+    message: str | None = None
+    field: str | None = None
+
+
+#: The name of :class:`ErrorDetail` in earlier versions.
+ProblemDetail = ErrorDetail
+
+
 class ApiError(FinapiError, requests.HTTPError):
     """An API call was answered with 400 or above; see :func:`~finapi_session.raise_for_error`.
 
@@ -151,7 +163,7 @@ class ApiError(FinapiError, requests.HTTPError):
     ``response`` is the answer without its request, cookies and secrets.
     """
 
-    errors: tuple[ProblemDetail, ...] = ()
+    errors: tuple[ErrorDetail, ...] = ()
 
     @property
     def advice(self) -> str:  # type: ignore[override]

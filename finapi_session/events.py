@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from .errors import of_a_signal
+from .errors import raised_by_signal_handler
 
 log = logging.getLogger("finapi_session")
 
@@ -84,6 +84,6 @@ class Journal:
             try:
                 self.on_event(event)
             except Exception as error:
-                if of_a_signal(error):
+                if raised_by_signal_handler(error):
                     raise
                 log.warning("on_event raised %s; the call goes on", type(error).__name__)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from .errors import of_a_signal
+from .errors import raised_by_signal_handler
 from .events import Journal
 from .record import NOTHING, Record, Refusal
 from .standing import Standing
@@ -211,7 +211,7 @@ class Ledger:
 
     def _warn(self, verb: str, error: Exception) -> None:
         """Warn of *error*, by its name: its text may hold a value, save that of a file which may not be touched."""
-        if of_a_signal(error):
+        if raised_by_signal_handler(error):
             raise error
         text = f": {error}" if isinstance(error, PermissionError) else ""
         self._tell(verb, f"{type(error).__name__}{text}")

@@ -23,11 +23,11 @@ from urllib3.util import Retry
 from .auth import BearerAuth, bearer_auth_of
 from .endpoint import RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
-from .errors import RevocationError, of_a_signal
+from .error_body import raise_for_error
+from .errors import RevocationError, raised_by_signal_handler
 from .events import Journal, Listener
-from .grants import Identity, Secret
+from .identity import Identity, Secret
 from .ledger import Ledger
-from .problem import raise_for_error
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -262,7 +262,7 @@ class FinapiSession(requests.Session):
         try:
             self._client.token(patient=False)
         except Exception as error:
-            if of_a_signal(error):
+            if raised_by_signal_handler(error):
                 raise
             for source in held:
                 self._lives_on(source, type(error).__name__)
@@ -274,7 +274,7 @@ class FinapiSession(requests.Session):
         try:
             self._revoke(source, patient=False)
         except Exception as error:
-            if of_a_signal(error):
+            if raised_by_signal_handler(error):
                 raise
             self._lives_on(source, type(error).__name__)
             return isinstance(error, RevocationError) and error.status is not None

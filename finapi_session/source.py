@@ -20,10 +20,10 @@ from .errors import (
     TokenEndpointError,
     TokenError,
     bare,
-    of_a_signal,
+    raised_by_signal_handler,
 )
 from .events import Journal
-from .grants import Credentials, Identity
+from .identity import Credentials, Identity
 from .ledger import LOOK_AGAIN, Ledger
 from .record import NOTHING, Record, Refusal
 from .standing import STANDSTILL, Failure, Standing, Turn
@@ -166,7 +166,7 @@ class TokenSource:
             entered = time.monotonic()
             self._obtain(self._need(entered, early=True), entered)
         except Exception as error:
-            if of_a_signal(error):
+            if raised_by_signal_handler(error):
                 raise
             retry_after = error.retry_after if isinstance(error, FinapiError) else None
             self._standing.early_from = self._next_try(held.token, retry_after)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .hidden import Hidden
+from .redaction import Redacted
 
 # RFC 6749, appendix A.12: an access token is visible ASCII, so nothing in it can end a header.
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
@@ -20,7 +20,7 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 
-class Bearer(Hidden):
+class Bearer(Redacted):
     """The ``Authorization`` value of a token (RFC 6750, section 2.1).
 
     A type of its own, so that ours can be told from one that the caller wrote.

@@ -36,8 +36,8 @@ from finapi_session import (
     raise_for_error,
 )
 from finapi_session.environment import Environment
-from finapi_session.grants import Credentials
-from finapi_session.problem import Problem, retry_after
+from finapi_session.error_body import ErrorBody, retry_after
+from finapi_session.identity import Credentials
 from finapi_session.record import Record, Refusal
 
 fuzz = settings(
@@ -295,7 +295,7 @@ def test_problems_of_any_body(body: bytes, headers: Mapping[str, str], secrets: 
     response = requests.Response()
     response.status_code, response._content = 400, body
     response.headers.update(headers)
-    problem = Problem.of(response, [secret for secret in secrets if len(secret) > 2])
+    problem = ErrorBody.of(response, [secret for secret in secrets if len(secret) > 2])
     texts = [problem.code, problem.description, problem.request_id]
     texts += [
         text
@@ -792,7 +792,7 @@ def test_a_look_alike_user_has_a_key_of_its_own() -> None:
 
 def test_a_secret_that_is_a_part_of_the_mark_itself() -> None:
     """A secret of one letter blows up no error text, and one that begins another leaves nothing of it."""
-    from finapi_session.problem import censored
+    from finapi_session.redaction import censored
 
     assert len(censored("e" * 100, ("e",))) <= 1000
     assert "def" not in censored("abcdef", ("abc", "abcdef"))

@@ -40,7 +40,7 @@ from finapi_session import (
     TokenEvent,
 )
 from finapi_session.auth import bearer_auth_of
-from finapi_session.errors import of_a_signal
+from finapi_session.errors import raised_by_signal_handler
 from finapi_session.source import TokenSource
 from finapi_session.testing import Sandbox
 
@@ -1367,7 +1367,7 @@ def test_whatever_a_handler_is_made_of_it_is_known(handler: Callable[..., None])
             signal.raise_signal(signal.SIGALRM)
         with pytest.raises(OSError) as other:
             raise OSError
-        assert of_a_signal(caught.value) and not of_a_signal(other.value)
+        assert raised_by_signal_handler(caught.value) and not raised_by_signal_handler(other.value)
     finally:
         signal.signal(signal.SIGALRM, before)
 

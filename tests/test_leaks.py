@@ -547,7 +547,7 @@ def test_the_hunt_finds_what_is_there(stage: Sandbox, hunt: Hunt, monkeypatch: p
     for before in ("", "x", "id"):
         with pytest.raises(Leak):
             hunt.text("here", base64.b64encode(f"{before}:{CLIENT_SECRET}".encode()))
-    monkeypatch.setattr("finapi_session.carrier._unlogged", nullcontext)
+    monkeypatch.setattr("finapi_session.transport._unlogged", nullcontext)
     with pytest.raises(Leak, match="log of requests_oauthlib"):
         _play(all_goes_well, stage, hunt)
 

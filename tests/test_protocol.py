@@ -21,7 +21,7 @@ from finapi_session.errors import (
     TokenError,
 )
 from finapi_session.events import Journal
-from finapi_session.grants import Credentials, Identity
+from finapi_session.identity import Credentials, Identity
 from finapi_session.ledger import Ledger
 from finapi_session.record import Record
 from finapi_session.source import TokenSource

@@ -23,6 +23,7 @@ from finapi_session import (
     BearerAuth,
     EncryptedStore,
     Environment,
+    ErrorDetail,
     FileStore,
     FinapiError,
     FinapiSession,
@@ -31,7 +32,6 @@ from finapi_session import (
     KeyringStore,
     LoginRequiredError,
     MemoryStore,
-    ProblemDetail,
     RedisStore,
     RevocationError,
     SQLStore,
@@ -180,7 +180,7 @@ def errors(session: FinapiSession) -> object:
         return error.again()
     except ApiError as error:
         http: requests.HTTPError = error
-        details: tuple[ProblemDetail, ...] = error.errors
+        details: tuple[ErrorDetail, ...] = error.errors
         return [(detail.code, detail.type, detail.message, detail.field) for detail in details], http.response
     except RevocationError as error:
         return error.description

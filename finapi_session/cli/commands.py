@@ -25,7 +25,7 @@ from .. import __version__
 from ..environment import Environment
 from ..errors import FinapiError, LoginRequiredError
 from ..events import TokenEvent
-from ..grants import folded
+from ..identity import folded
 from ..session import FinapiSession
 from ..stores.protocol import TokenStore
 from ..tokens import Token

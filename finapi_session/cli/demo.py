@@ -19,7 +19,8 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from ..environment import Environment
-from ..problem import printable, read_object
+from ..error_body import read_object
+from ..redaction import printable
 from ..session import FinapiSession
 from ..stores.file import FileStore
 

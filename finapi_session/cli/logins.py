@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from ..environment import Environment
-from ..grants import Credentials, folded, label
+from ..identity import Credentials, folded, label
 from ..record import NOTHING, Record
 from ..stores.protocol import TokenStore
 

@@ -12,8 +12,9 @@ from urllib.parse import parse_qsl, urlsplit
 import click
 import requests
 
+from ..error_body import raise_for_error, read_object
 from ..errors import ApiError
-from ..problem import printable, raise_for_error, read_object
+from ..redaction import printable
 from ..session import FinapiSession
 
 # finAPI's most.

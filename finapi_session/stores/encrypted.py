@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from ..hidden import Hidden
+from ..redaction import Redacted
 from .protocol import TokenStore
 
 _log = logging.getLogger("finapi_session")
@@ -75,7 +75,7 @@ class EncryptedStore:
 
 def _listed(keys: Key | Iterable[Key]) -> list[Key]:
     """Return the keys, hidden: one that is mistyped raises, and error trackers keep the frames' variables."""
-    return [Hidden(key if isinstance(key, str) else key.decode("latin-1")) for key in _several(keys)]
+    return [Redacted(key if isinstance(key, str) else key.decode("latin-1")) for key in _several(keys)]
 
 
 def _several(keys: Key | Iterable[Key]) -> Iterable[Key]:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from ..hidden import Hidden
+from ..redaction import Redacted
 from .file import FileStore
 
 
@@ -40,11 +40,11 @@ class _Unlogged(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: object) -> str | None:
         """Hide what is written."""
-        return value and Hidden(value)
+        return value and Redacted(value)
 
     def process_result_value(self, value: str | None, dialect: object) -> str | None:
         """Hide what is read."""
-        return value and Hidden(value)
+        return value and Redacted(value)
 
 
 _LONG_TEXT = _Unlogged().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from finapi_session.grants import Credentials, Identity
+from finapi_session.identity import Credentials, Identity
 
 URL = "https://sandbox.finapi.io/oauth/token"
 

@@ -6,56 +6,41 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from .errors import ApiError
-from .hidden import Hidden
+from .errors import ApiError, ErrorDetail
+from .redaction import Redacted, censored, printable, redact
 
 _DESCRIPTIONS = ("error_description", "errorDescription", "description", "message")
-_LONGEST = 500
-# finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
-_NAMED_TOKEN = re.compile(r"(?i)\b(token|secret|password)(\s*[:=]\s*)[^\s\"'<>,;]+")
-_TOKENLIKE = re.compile(r"(?=[A-Za-z._~+/%-]*[0-9])[A-Za-z0-9._~+/%-]{20,}=*|[A-Za-z._~+/%-]{40,}")
 # A code is words: it tells what to do next, however long it is and whatever password is one of its words.
 _CODE = re.compile(r"[A-Za-z]+(_[A-Za-z]+)*")
 
 
 @dataclass(frozen=True)
-class ProblemDetail:
-    """One entry of finAPI's ``errors``: the field it is about where Web Form names one."""
-
-    code: str | None = None
-    type: str | None = None
-    message: str | None = None
-    field: str | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
+class ErrorBody:
     """An error as the answer's body and headers tell it; what they do not tell is ``None``."""
 
     code: str | None = None
     description: str | None = None
     request_id: str | None = None
-    details: tuple[ProblemDetail, ...] = ()
+    details: tuple[ErrorDetail, ...] = ()
 
     @classmethod
-    def of(cls, response: requests.Response, secrets: Iterable[str] = ()) -> Problem:
+    def of(cls, response: requests.Response, secrets: Iterable[str] = ()) -> ErrorBody:
         """Read *response*, whatever its body is, and take *secrets* and all that looks like one out."""
         body, known = read_object(response), tuple(secrets)
         entries = body.get("errors")
         details = tuple(
-            ProblemDetail(*(_said(entry, known, name) for name in ("code", "type", "message", "field")))
+            ErrorDetail(*(_said(entry, known, name) for name in ("code", "type", "message", "field")))
             for entry in (entries if isinstance(entries, list) else ())
             if isinstance(entry, dict)
         )
-        first = details[0] if details else ProblemDetail()
+        first = details[0] if details else ErrorDetail()
         return cls(
             code=_said(body, known, "error", "code") or first.code,
             description=_said(body, known, *_DESCRIPTIONS) or first.message,
@@ -97,37 +82,6 @@ def _text(response: requests.Response) -> str:
         return ""
 
 
-def printable(value: object) -> str | None:
-    """Return *value* as one line of at most 255 characters, or ``None`` if it is not text."""
-    if not isinstance(value, str) or not value:
-        return None
-    return "".join(character for character in value if character.isprintable())[:255]
-
-
-def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return *text* on one line, shortened, :func:`censored`, and without what looks like a token."""
-    text = _TOKENLIKE.sub("[redacted]", censored(text, secrets))
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_LONGEST]
-
-
-def censored(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return *text* without *secrets* in any spelling, and without what it calls a token, secret or password."""
-    spellings = {spelling for secret in secrets if secret for spelling in _spellings(secret)}
-    if spellings:
-        longest_first = sorted(spellings, key=len, reverse=True)
-        text = re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text, flags=re.IGNORECASE)
-    return _NAMED_TOKEN.sub(r"\1\2[redacted]", text)
-
-
-def _spellings(secret: str) -> tuple[str, ...]:
-    """Return *secret* as it stands in URLs, forms, JSON, HTML and Python."""
-    secret = str(secret)
-    quoted = quote(secret), quote(secret, safe=""), quote_plus(secret)
-    marked = escape(secret), escape(secret).replace("&#x27;", "&#39;")
-    literal = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), ascii(secret))
-    return secret, *quoted, *marked, *(text[1:-1] for text in literal)
-
-
 def retry_after(value: str | None) -> float | None:
     """Return the seconds of a ``Retry-After`` header (a number or a date), ``None`` without a sound one."""
     if value is None:
@@ -148,8 +102,8 @@ def raise_for_error(response: requests.Response) -> None:
 
 
 def _api_error(response: requests.Response) -> ApiError:
-    request, tokens = response.request, tuple(map(Hidden, sent_tokens(response)))
-    problem = Problem.of(response, tokens)
+    request, tokens = response.request, tuple(map(Redacted, sent_tokens(response)))
+    problem = ErrorBody.of(response, tokens)
     call = f"{request.method} {urlsplit(request.url or '').path}" if request is not None else "the call"
     sent_id = request.headers.get("X-Request-Id") if request is not None else None
     error = ApiError(

@@ -10,8 +10,9 @@ import pytest
 import requests
 from urllib3 import HTTPResponse
 
-from finapi_session import ApiError, FinapiError, ProblemDetail, raise_for_error
-from finapi_session.problem import Problem, censored, redact
+from finapi_session import ApiError, ErrorDetail, FinapiError, raise_for_error
+from finapi_session.error_body import ErrorBody
+from finapi_session.redaction import censored, redact
 from finapi_session.testing import Sandbox
 
 TOKEN = "a-token/with+odd=characters"
@@ -70,8 +71,8 @@ def test_every_shape_is_read(
 
 def test_the_details_are_kept() -> None:
     """finAPI's list of errors comes whole, with the field where Web Form names one."""
-    assert Problem.of(answer(400, ACCESS)).details[1] == ProblemDetail("OTHER", "BUSINESS", "Nor this")
-    assert Problem.of(answer(400, WEB_FORM_400)).details == (ProblemDetail(message="must not be null", field="bankId"),)
+    assert ErrorBody.of(answer(400, ACCESS)).details[1] == ErrorDetail("OTHER", "BUSINESS", "Nor this")
+    assert ErrorBody.of(answer(400, WEB_FORM_400)).details == (ErrorDetail(message="must not be null", field="bankId"),)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_long_codes_and_what_they_ask_for_are_whole(code: str) -> None:
 def test_a_code_that_is_a_secret_is_redacted_and_one_that_has_its_letters_is_not() -> None:
     """The password "grant" does not hide invalid_grant, and is not shown where finAPI repeats it."""
     for said, code in (("invalid_grant", "invalid_grant"), ("grant", "[redacted]")):
-        assert Problem.of(answer(400, json.dumps({"error": said}).encode()), ("grant",)).code == code
+        assert ErrorBody.of(answer(400, json.dumps({"error": said}).encode()), ("grant",)).code == code
 
 
 def test_it_is_an_http_error_like_any_other() -> None:

@@ -16,8 +16,8 @@ from requests_oauthlib import OAuth2Session
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from .grants import Credentials
-from .hidden import Hidden
+from .identity import Credentials
+from .redaction import Redacted
 from .tokens import Token
 
 #: What oauthlib and urllib3 raise for an answer that cannot be read. Nothing wider: a time limit that comes by a signal
@@ -27,7 +27,7 @@ UNREADABLE = (OAuth2Error, HTTPError, ValueError, TypeError, LookupError, Attrib
 Judge = Callable[[requests.Response], requests.Response]
 
 
-class Carrier(OAuth2Session):  # type: ignore[misc]
+class Transport(OAuth2Session):  # type: ignore[misc]
     """Carries one call to *url* over *host*'s adapters, with nothing else of it: no header, cookie, hook or auth."""
 
     def __init__(self, host: requests.Session, url: str, headers: dict[str, str], timeout: tuple[float, float]) -> None:
@@ -60,7 +60,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
         own = {"client_secret": credentials.client_secret, **self._call}
         with _unlogged():
             if renewed is not None:
-                refresh_token = Hidden(renewed.refresh_token or "")
+                refresh_token = Redacted(renewed.refresh_token or "")
                 # An answer without a refresh token leaves the old one valid; the library keeps it.
                 answer = self.refresh_token(self._url, refresh_token, client_id=credentials.client_id, **own)
             else:
@@ -72,7 +72,7 @@ class Carrier(OAuth2Session):  # type: ignore[misc]
     def revoke(self, token: str, hint: str | None, bearer: AuthBase | None) -> requests.Response:
         """Ask for *token* to be revoked, with the client's *bearer*."""
         _, _, body = BackendApplicationClient("").prepare_token_revocation_request(self._url, token, hint)
-        body = Hidden(body)
+        body = Redacted(body)
         with _unlogged():
             response: requests.Response = self.post(self._url, data=body, auth=bearer, **self._call)
         return response

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
-from .hidden import Hidden
+from .redaction import Redacted
 
 #: A secret, or a callable that returns it, asked whenever a token is looked for (a vault).
 Secret = Union[str, Callable[[], str]]
@@ -90,8 +90,8 @@ class Identity:
 
     def credentials(self) -> Credentials:
         """Return the secrets as they are now; what a callable raises comes through."""
-        client_secret = Hidden(_reveal("client_secret", self.client_secret))
-        password = None if self.password is None else Hidden(_reveal("password", self.password))
+        client_secret = Redacted(_reveal("client_secret", self.client_secret))
+        password = None if self.password is None else Redacted(_reveal("password", self.password))
         return Credentials(self.client_id, client_secret, self.username, password)
 
 
