@@ -186,10 +186,7 @@ def _refused(call: Callable[[], object], error: type[Exception], *says: str) -> 
     message = str(caught.value)
     for text in says:
         assert text in message
-    shown = (
-        "".join(traceback.format_exception_only(caught.value))
-        + f"{caught.value!r} {caught.value.__cause__!r}"
-    )
+    shown = "".join(traceback.format_exception_only(caught.value)) + f"{caught.value!r} {caught.value.__cause__!r}"
     for secret in _NONE_OF_THESE:
         assert secret not in shown
     return caught.value
@@ -199,9 +196,7 @@ def _refused(call: Callable[[], object], error: type[Exception], *says: str) -> 
 def nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """No adapter is asked to send anything in this test."""
     sent: list[str] = []
-    monkeypatch.setattr(
-        "requests.adapters.HTTPAdapter.send", lambda self, request, **_: sent.append(request.url)
-    )
+    monkeypatch.setattr("requests.adapters.HTTPAdapter.send", lambda self, request, **_: sent.append(request.url))
     yield sent
     assert sent == []
 
@@ -405,9 +400,7 @@ def test_a_request_id_that_is_good(request_id: Any, sandbox: Sandbox) -> None:
     assert sandbox.calls[-1].request_id.encode("latin-1") in (sent.encode("latin-1"), sent.encode())
 
 
-def test_a_request_id_for_a_stranger_is_the_callers_matter(
-    sandbox: Sandbox, nothing_is_sent: list[str]
-) -> None:
+def test_a_request_id_for_a_stranger_is_the_callers_matter(sandbox: Sandbox, nothing_is_sent: list[str]) -> None:
     """finAPI's limit holds for finAPI's addresses only."""
     session = sandbox.session()
     prepared = session.prepare_request(

@@ -191,9 +191,7 @@ def test_user_and_client_are_chosen_by_option(anna: dict[str, str], sandbox: San
     assert run({**anna, "FINAPI_USERNAME": "ANNA.schmidt"}, "token", "--user", "Anna.Schmidt").returncode == 0
 
 
-def test_a_token_lives_on_without_the_password(
-    anna: dict[str, str], environ: dict[str, str], sandbox: Sandbox
-) -> None:
+def test_a_token_lives_on_without_the_password(anna: dict[str, str], environ: dict[str, str], sandbox: Sandbox) -> None:
     """After a login the user's token is used, and refreshed when it has gone, with no password around."""
     assert run(anna, "login").returncode == 0
     first = run(environ, "token", "--user", sandbox.username)
@@ -204,9 +202,7 @@ def test_a_token_lives_on_without_the_password(
     assert sandbox.count("/oauth/token", grant_type="password") == 1
 
 
-def test_memory_store_keeps_and_revokes_nothing(
-    environ: dict[str, str], sandbox: Sandbox, bare_machine: Path
-) -> None:
+def test_memory_store_keeps_and_revokes_nothing(environ: dict[str, str], sandbox: Sandbox, bare_machine: Path) -> None:
     """With ``--store memory`` the printed token stays valid and no file is written."""
     result = run(environ, "--store", "memory", "token")
     assert result.returncode == 0 and sandbox.count("/oauth/revoke") == 0
@@ -232,10 +228,7 @@ def test_the_shown_use_of_a_token_is_a_command(environ: dict[str, str]) -> None:
 def test_stores_by_name(environ: dict[str, str], sandbox: Sandbox, tmp_path: Path, store: str) -> None:
     """A folder and a database keep tokens, whether named by option or by FINAPI_STORE."""
     name = store.format(tmp_path)
-    assert (
-        run(environ, "--store", name, "token").stdout
-        == run({**environ, "FINAPI_STORE": name}, "token").stdout
-    )
+    assert run(environ, "--store", name, "token").stdout == run({**environ, "FINAPI_STORE": name}, "token").stdout
     assert sandbox.count("/oauth/token") == 1
 
 
@@ -416,9 +409,7 @@ def test_all_pages_show_progress_on_a_terminal(anna: dict[str, str]) -> None:
     ],
     ids=lambda arguments: " ".join(arguments)[:60],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    environ: dict[str, str], sandbox: Sandbox, arguments: list[str]
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(environ: dict[str, str], sandbox: Sandbox, arguments: list[str]) -> None:
     """What cannot be meant is told in one line, before the API is called."""
     result = run(environ, *arguments)
     assert result.returncode == 2 and the_line(result)
@@ -629,9 +620,7 @@ def test_login_without_a_terminal_names_what_is_missing(anna: dict[str, str], mi
     assert result.returncode == 2 and missing in the_line(result)
 
 
-def test_login_asks_on_a_terminal(
-    vault: Callable[[float], dict[str, str]], sandbox: Sandbox, tmp_path: Path
-) -> None:
+def test_login_asks_on_a_terminal(vault: Callable[[float], dict[str, str]], sandbox: Sandbox, tmp_path: Path) -> None:
     """``login`` shows no secret and keeps the client in the keyring, not the password; that is enough."""
     machine = vault(5)
     with Terminal(machine, "login") as terminal:
@@ -653,10 +642,7 @@ def test_login_again_keeps_the_client(vault: Callable[[float], dict[str, str]], 
     """A second login takes the kept client by Enter, so that only the new user is typed."""
     machine = vault(5)
     assert (
-        run(
-            {**machine, "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}, "login"
-        ).returncode
-        == 0
+        run({**machine, "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}, "login").returncode == 0
     )
     with Terminal(machine, "login", "--user", "anna.schmidt") as terminal:
         terminal.answer("Client id [sandbox-client]:", "")
@@ -705,9 +691,7 @@ def test_login_takes_the_kept_client_without_a_terminal(
     assert result.returncode == 0 and "user 'anna.schmidt'" in result.stdout
 
 
-def test_keyring_store(
-    vault: Callable[[float], dict[str, str]], sandbox: Sandbox, bare_machine: Path
-) -> None:
+def test_keyring_store(vault: Callable[[float], dict[str, str]], sandbox: Sandbox, bare_machine: Path) -> None:
     """With ``--store keyring`` the token is in the keyring, found by the next run, and in no file."""
     machine = {**vault(5), "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}
     token = run(machine, "--store", "keyring", "token").stdout.strip()
@@ -726,15 +710,10 @@ def test_status(anna: dict[str, str], sandbox: Sandbox) -> None:
     token = run(anna, "token").stdout.strip()
     run(anna, "token", "--client")
     sandbox_calls = sandbox.count()
-    blind = {
-        name: value for name, value in anna.items() if name not in ("FINAPI_CLIENT_SECRET", "FINAPI_PASSWORD")
-    }
+    blind = {name: value for name, value in anna.items() if name not in ("FINAPI_CLIENT_SECRET", "FINAPI_PASSWORD")}
     result = run(blind, "status")
     assert result.returncode == 0 and result.stdout.startswith("2 identities in FileStore(")
-    assert (
-        f"user anna.schmidt of client sandbox-client at {sandbox.base_url}: token valid for 59 min"
-        in result.stdout
-    )
+    assert f"user anna.schmidt of client sandbox-client at {sandbox.base_url}: token valid for 59 min" in result.stdout
     assert token not in result.stdout and sandbox.count() == sandbox_calls
     document = json.loads(run(blind, "status", "--json").stdout)
     client, user = document["identities"]
@@ -782,10 +761,7 @@ def test_logout_revokes_and_forgets_one(anna: dict[str, str], sandbox: Sandbox) 
     result = run(anna, "logout")
     assert result.returncode == 0 and "Logged out: user 'anna.schmidt'" in result.stdout
     assert sandbox.count("/oauth/revoke", status=200, revoked="anna.schmidt") == 1
-    assert (
-        sandbox.session(token={"access_token": token}).get("/api/v2/banks").request.headers["Authorization"]
-        != token
-    )
+    assert sandbox.session(token={"access_token": token}).get("/api/v2/banks").request.headers["Authorization"] != token
     rows = json.loads(run(anna, "status", "--json").stdout)["identities"]
     assert [row["username"] for row in rows] == [None]
 
@@ -802,9 +778,7 @@ def test_logout_all(anna: dict[str, str], sandbox: Sandbox, bare_machine: Path) 
     assert not [file for file in (bare_machine / ".local/state/finapi_session").iterdir() if file.is_file()]
 
 
-def test_the_last_logout_takes_the_kept_secret(
-    vault: Callable[[float], dict[str, str]], tmp_path: Path
-) -> None:
+def test_the_last_logout_takes_the_kept_secret(vault: Callable[[float], dict[str, str]], tmp_path: Path) -> None:
     """The keyring holds the client's secret while any of its tokens is kept, and no longer."""
     machine = vault(5)
     given = {**machine, "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}
@@ -847,10 +821,7 @@ def test_logout_all_goes_on_where_a_client_is_not_known(environ: dict[str, str],
     elsewhere = {**environ, "FINAPI_ENVIRONMENT": sandbox.base_url.replace("127.0.0.1", "localhost")}
     assert run(environ, "token").returncode == run(elsewhere, "token").returncode == 0
     result = run(environ, "logout", "--all")
-    assert (
-        result.returncode == 3
-        and "Not logged out: client 'sandbox-client' at https://localhost" in result.stderr
-    )
+    assert result.returncode == 3 and "Not logged out: client 'sandbox-client' at https://localhost" in result.stderr
     (row,) = json.loads(run(environ, "status", "--json").stdout)["identities"]
     assert row["environment"].startswith("https://localhost")
     assert run(elsewhere, "logout", "--all").returncode == 0
@@ -884,16 +855,10 @@ def test_closed_pipe(anna: dict[str, str], arguments: str) -> None:
     """Where the reader has gone, the command ends quietly with 141, as ``cat`` does."""
     read, write = os.pipe()
     os.close(read)
-    result = subprocess.run(
-        [*COMMAND, *arguments.split()], env=anna, stdout=write, stderr=subprocess.PIPE, timeout=60
-    )
+    result = subprocess.run([*COMMAND, *arguments.split()], env=anna, stdout=write, stderr=subprocess.PIPE, timeout=60)
     os.close(write)
     assert result.returncode == 141
-    assert (
-        b"Traceback" not in result.stderr
-        and b"Broken" not in result.stderr
-        and b"ignored" not in result.stderr
-    )
+    assert b"Traceback" not in result.stderr and b"Broken" not in result.stderr and b"ignored" not in result.stderr
 
 
 def test_pipe_into_head(anna: dict[str, str]) -> None:
@@ -906,9 +871,7 @@ def test_pipe_into_head(anna: dict[str, str]) -> None:
 def test_full_disk(environ: dict[str, str]) -> None:
     """Output that cannot be written is an error in one line."""
     with open("/dev/full", "wb") as full:
-        result = subprocess.run(
-            [*COMMAND, "token"], env=environ, stdout=full, stderr=subprocess.PIPE, timeout=60
-        )
+        result = subprocess.run([*COMMAND, "token"], env=environ, stdout=full, stderr=subprocess.PIPE, timeout=60)
     assert result.returncode == 5 and result.stderr.count(b"\n") == 1 and b"No space left" in result.stderr
 
 
@@ -939,10 +902,7 @@ def test_no_secret_is_seen(anna: dict[str, str], sandbox: Sandbox, bare_machine:
 def test_verbose_logs_to_stderr(environ: dict[str, str]) -> None:
     """``-v`` tells on standard error what happened to the token; standard output stays as it was."""
     result = run(environ, "-v", "token")
-    assert (
-        result.stderr.startswith("INFO token issued: client 'sandbox-client'")
-        and result.stdout.count("\n") == 1
-    )
+    assert result.stderr.startswith("INFO token issued: client 'sandbox-client'") and result.stdout.count("\n") == 1
 
 
 def test_closed_stdout(environ: dict[str, str]) -> None:

@@ -75,9 +75,7 @@ def test_the_story_is_true(machine: dict[str, str]) -> None:
     answered = [line.split()[1] for line in lines if line.startswith("   < ")]
     tokens, revocations = sent.count(["POST", "/oauth/token"]), sent.count(["POST", "/oauth/revoke"])
     api_calls = len(sent) - tokens - revocations
-    assert lines[-1] == (
-        f"{tokens} token calls, {api_calls} API calls, {revocations} revocations, 2 TLS connections"
-    )
+    assert lines[-1] == (f"{tokens} token calls, {api_calls} API calls, {revocations} revocations, 2 TLS connections")
     assert (tokens, revocations, len(answered)) == (4, 2, len(sent))
     healed = answered.index("401")
     assert answered.count("401") == 1 and {*answered} == {"200", "201", "401"}
@@ -99,9 +97,7 @@ def test_the_story_shows_no_secret_and_fits(machine: dict[str, str]) -> None:
     """Of a token four characters are shown, of a password none; lines fit, and are plain in a pipe."""
     story = run(machine, "demo").stdout
     assert not re.search(r"[A-Za-z0-9]{33}", story) and "sandbox-client-secret" not in story
-    assert "password" not in re.sub(
-        r"by password, once|grant_type password|no password|needs no password", "", story
-    )
+    assert "password" not in re.sub(r"by password, once|grant_type password|no password|needs no password", "", story)
     # The first line names a folder as long as the system likes it.
     assert max(map(len, story.splitlines()[1:])) <= 84
     assert "\x1b" not in story
@@ -161,9 +157,7 @@ def test_an_error_ends_the_story(client: dict[str, str], sandbox: Sandbox) -> No
 
 def test_ctrl_c_ends_the_story(machine: dict[str, str], tmp_path: Path) -> None:
     """Ctrl-C ends both processes, the first with 130, without a word, and no file is left."""
-    with subprocess.Popen(
-        [*COMMAND, "demo"], env=machine, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    with subprocess.Popen([*COMMAND, "demo"], env=machine, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if b"Another process" in line:
@@ -190,7 +184,5 @@ with Sandbox() as sandbox, mock.patch.object(subprocess, "run", side_effect=Keyb
         print(run.call_args.args[0][1:])
 """
     environ = {**os.environ, "PYTHONPATH": str(PACKAGE), "TMPDIR": tempfile.gettempdir()}
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-    ).stdout
+    out = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "['-m', 'finapi_session.cli.demo', 'FOLDER']"

@@ -122,9 +122,7 @@ def test_a_401_is_healed_with_the_body_replayed_whole(
     assert 0 < response.elapsed.total_seconds() < took
 
 
-def test_a_401_that_is_cut_off_is_healed(
-    session: FinapiSession, authority: Authority, loopback: Loopback
-) -> None:
+def test_a_401_that_is_cut_off_is_healed(session: FinapiSession, authority: Authority, loopback: Loopback) -> None:
     """The body of a 401 is nobody's concern: cut off in the middle, it is a 401 all the same."""
     answers = [Answer(401, b"{", {"Content-Length": "500"})]
     loopback.routes["/api/cut"] = lambda sent: answers.pop() if answers else authority.api(sent)
@@ -158,9 +156,7 @@ def test_what_cannot_be_replayed_is_not(
     assert len(authority.calls) == 2
 
 
-def test_method_override_survives_the_replay(
-    session: FinapiSession, authority: Authority, loopback: Loopback
-) -> None:
+def test_method_override_survives_the_replay(session: FinapiSession, authority: Authority, loopback: Loopback) -> None:
     """Headers of the call, such as X-HTTP-Method-Override, are sent again."""
     reject_first(authority, session)
     session.post("/api/v2/x", headers={"X-HTTP-Method-Override": "PATCH", "PSU-IP-Address": "192.0.2.1"})

@@ -652,9 +652,7 @@ def test_a_revocation_waits_as_long_as_finapi_asks(
         client.revoke()
 
 
-def test_a_dead_client_token_is_simply_gone(
-    client: FinapiSession, loopback: Loopback, authority: Authority
-) -> None:
+def test_a_dead_client_token_is_simply_gone(client: FinapiSession, loopback: Loopback, authority: Authority) -> None:
     """A client token that finAPI no longer knows is not renewed in order to be revoked."""
     client.fetch_token()
     loopback.routes["/oauth/revoke"] = lambda _: Answer(401, {"error": "invalid_token"})
@@ -677,9 +675,7 @@ def test_a_client_token_that_died_is_renewed_to_revoke_a_users(
     assert [sent.bearer for sent in loopback.to("/oauth/revoke")] == ["token-1", "token-3"]
 
 
-def test_without_a_client_token_to_be_had_a_user_is_not_revoked(
-    alice: FinapiSession, authority: Authority
-) -> None:
+def test_without_a_client_token_to_be_had_a_user_is_not_revoked(alice: FinapiSession, authority: Authority) -> None:
     """What keeps the client's token from us is what the revocation failed of."""
     alice.fetch_token()
     authority.answers = [Answer(401)]

@@ -56,9 +56,7 @@ INTELLIGENCE = b'{"code": "ILLEGAL_FIELD_VALUE", "message": "Bad field", "reques
         (b"[" * 100_000, None, "Reason", "sent-id", 0),
     ],
 )
-def test_every_shape_is_read(
-    body: bytes, code: str | None, description: str, request_id: str, details: int
-) -> None:
+def test_every_shape_is_read(body: bytes, code: str | None, description: str, request_id: str, details: int) -> None:
     """All of finAPI's error shapes, and what is none, become one error with what they tell."""
     with pytest.raises(ApiError) as caught:
         raise_for_error(answer(400, body))

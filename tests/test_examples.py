@@ -65,13 +65,9 @@ def redis_url(redis_path: str) -> str:
 
 
 @contextmanager
-def running(
-    command: list[str], environ: Mapping[str, str], **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: list[str], environ: Mapping[str, str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program until the end of the block; its output is shown if the test fails."""
-    process = subprocess.Popen(
-        command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, **options
-    )
+    process = subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
     finally:
@@ -107,9 +103,7 @@ def gunicorn(app: str, environ: Mapping[str, str], *options: str) -> Iterator[st
 
 def ask(address: str, user: str) -> requests.Response:
     """Ask a site for a user's accounts, on a connection of its own."""
-    return requests.get(
-        f"{address}/accounts", headers={"X-User": user, "Connection": "close"}, timeout=PATIENCE
-    )
+    return requests.get(f"{address}/accounts", headers={"X-User": user, "Connection": "close"}, timeout=PATIENCE)
 
 
 def ask_often(address: str, times: int = 24) -> list[requests.Response]:
@@ -131,10 +125,7 @@ def test_flask(sandbox: Sandbox, environ: dict[str, str], redis_url: str, option
         assert sandbox.count("/oauth/token", grant_type="password") == sandbox.count("/oauth/token") == 2
         sandbox.revoke_tokens("alice")
         assert holders(ask_often(address)) == ["Alice", "Anna Schmidt"] * 12
-        assert (
-            sandbox.count("/oauth/token", grant_type="refresh_token") == 1
-            and sandbox.count("/oauth/token") == 3
-        )
+        assert sandbox.count("/oauth/token", grant_type="refresh_token") == 1 and sandbox.count("/oauth/token") == 3
         sandbox.lock_user("alice")
         refused = ask(address, "alice")
         assert (refused.status_code, list(refused.json())) == (502, ["error", "request_id"])
@@ -173,9 +164,7 @@ def test_fastapi(sandbox: Sandbox, environ: dict[str, str], monkeypatch: pytest.
     assert holders(answers) == ["Alice"] * 10 and sandbox.count("/oauth/token") == 1
 
 
-def test_celery(
-    sandbox: Sandbox, environ: dict[str, str], redis_url: str, redis_path: str, tmp_path: Path
-) -> None:
+def test_celery(sandbox: Sandbox, environ: dict[str, str], redis_url: str, redis_path: str, tmp_path: Path) -> None:
     """Tasks on two worker processes give each user's sum, with one token call for each user."""
     broker = f"redis+socket://{redis_path}"
     environ |= {"REDIS_URL": redis_url, "CELERY_BROKER": broker, "CELERY_BACKEND": broker}
@@ -196,9 +185,7 @@ def test_celery(
         f"tasks = group(balance.s(user) for user in {USERS} * 10)()\n"
         f"print(*tasks.get(timeout={PATIENCE}))\n"
     )
-    with running(
-        [*worker, "--without-gossip", "--without-mingle", "--without-heartbeat"], environ, cwd=tmp_path
-    ):
+    with running([*worker, "--without-gossip", "--without-mingle", "--without-heartbeat"], environ, cwd=tmp_path):
         shown = subprocess.run(
             [sys.executable, "-c", caller],
             env=environ,
@@ -213,12 +200,11 @@ def test_celery(
     assert sandbox.count("/oauth/token") == 2
 
 
-@pytest.mark.filterwarnings(
-    "ignore:unclosed:ResourceWarning"
-)  # the generated client never closes its connections
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the generated client never closes its connections
 def test_openapi_client(sandbox: Sandbox) -> None:
     """A client made by swagger-codegen from finAPI's description works with our tokens, one after another."""
     import finapi
+
     find_banks = run_path(str(EXAMPLES / "openapi_client.py"))["find_banks"]
     configuration = finapi.Configuration()
     configuration.host, configuration.ssl_ca_cert = sandbox.base_url, sandbox.ca_bundle
@@ -263,7 +249,5 @@ def test_notebook(sandbox: Sandbox, environ: dict[str, str], tmp_path: Path) -> 
 def test_every_example_is_run() -> None:
     """No program lies in tests/examples that this file does not run."""
     here = Path(__file__).read_text()
-    programs = [
-        path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb") and path.stem != "__init__"
-    ]
+    programs = [path for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb") and path.stem != "__init__"]
     assert len(programs) == 6 and [path.name for path in programs if path.stem not in here] == []

@@ -209,9 +209,7 @@ def test_forked_while_a_renewal_holds_the_locks(
     assert sandbox.count(CALLS) - before == (1 if shared else 1 + CHILDREN)
 
 
-def test_forked_after_use(
-    sessions: list[FinapiSession], store: TokenStore, tmp_path: Path, sandbox: Sandbox
-) -> None:
+def test_forked_after_use(sessions: list[FinapiSession], store: TokenStore, tmp_path: Path, sandbox: Sandbox) -> None:
     """Children of a process that has used its session (gunicorn's preload) get its token, not its sockets."""
     calls, connections = sandbox.count(CALLS), sandbox.connections
     worked = in_children(lambda: echoes(sessions, 10), tmp_path)
@@ -225,9 +223,7 @@ def test_forked_after_use(
     assert sandbox.count(CALLS) - calls == (2 * CHILDREN if isinstance(store, MemoryStore) else 2)
 
 
-def test_a_child_that_closes_the_session(
-    sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox
-) -> None:
+def test_a_child_that_closes_the_session(sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox) -> None:
     """A child that closes its copy ends neither the parent's connections nor an answer being read."""
     long = "x" * 5_000_000
     connections = sandbox.connections

@@ -145,9 +145,7 @@ _TEXTS = st.one_of(
 _SCALARS = st.one_of(st.none(), st.booleans(), _NUMBERS, _TEXTS)
 _JSON = st.recursive(
     _SCALARS,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=12,
 )
 _KEYS = st.sampled_from(
@@ -204,9 +202,7 @@ _LINES = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), 
 _RETRY_AFTER = st.one_of(
     _LINES,
     st.integers().map(str),
-    st.sampled_from(
-        ["9" * 400, "9" * 5000, "-1", "1e9", "inf", "nan", " 5 ", "٣", "Thu, 01 Jan 1970 00:00:00 GMT"]
-    )
+    st.sampled_from(["9" * 400, "9" * 5000, "-1", "1e9", "inf", "nan", " 5 ", "٣", "Thu, 01 Jan 1970 00:00:00 GMT"])
     | st.sampled_from(
         ["Fri, 31 Dec 9999 23:59:59 GMT", "Sun, 99 Foo 2026 99:99:99", "Mon, 01 Jan 0001 00:00:00 +9999"]
     ),
@@ -216,8 +212,7 @@ _HEADERS = st.fixed_dictionaries(
     optional={
         "Retry-After": _RETRY_AFTER,
         "X-Request-Id": _LINES,
-        "Content-Type": _LINES
-        | st.sampled_from(["application/json; charset=utf-16", "text/html; charset=no-such"]),
+        "Content-Type": _LINES | st.sampled_from(["application/json; charset=utf-16", "text/html; charset=no-such"]),
         "WWW-Authenticate": _LINES,
         "Set-Cookie": _LINES,
         "Location": _LINES,
@@ -248,9 +243,7 @@ def test_whatever_the_token_endpoint_answers(answer: Answered, user: bool) -> No
     except TokenError as error:
         _sound(error)
         assert (
-            not isinstance(error, TokenEndpointError)
-            or error.retry_after is None
-            or math.isfinite(error.retry_after)
+            not isinstance(error, TokenEndpointError) or error.retry_after is None or math.isfinite(error.retry_after)
         )
     else:
         assert _SAFE_HEADER.fullmatch(token.authorization)
@@ -297,11 +290,7 @@ def test_problems_of_any_body(body: bytes, headers: Mapping[str, str], secrets: 
     response.headers.update(headers)
     problem = ErrorBody.of(response, [secret for secret in secrets if len(secret) > 2])
     texts = [problem.code, problem.description, problem.request_id]
-    texts += [
-        text
-        for detail in problem.details
-        for text in (detail.code, detail.type, detail.message, detail.field)
-    ]
+    texts += [text for detail in problem.details for text in (detail.code, detail.type, detail.message, detail.field)]
     for text in texts:
         assert text is None or (len(text) <= 500 and text.isprintable())
 
@@ -335,17 +324,13 @@ _RECORD = Record(
     serial=3.0,
     fingerprint=_CREDENTIALS.fingerprint,
     sticky=True,
-    refusals={
-        _CREDENTIALS.fingerprint: Refusal("InvalidGrantError", "refused", 400, "code", "said", "r-1", None)
-    },
+    refusals={_CREDENTIALS.fingerprint: Refusal("InvalidGrantError", "refused", 400, "code", "said", "r-1", None)},
 )
 
 
 def _places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     inner = (
-        [place for name in value for place in _places(value[name], (*path, name))]
-        if isinstance(value, dict)
-        else []
+        [place for name in value for place in _places(value[name], (*path, name))] if isinstance(value, dict) else []
     )
     return [path, *inner]
 
@@ -389,9 +374,7 @@ def _use(text: str) -> None:
     for password in ("pw", None):
         store = MemoryStore()
         store.set(_KEY, text)
-        session, adapter = _session(
-            _finapi(lambda _: Answered()), username="alice", password=password, store=store
-        )
+        session, adapter = _session(_finapi(lambda _: Answered()), username="alice", password=password, store=store)
         for call in (partial(session.get, "/api/v2/x"), session.fetch_token, session.revoke):
             try:
                 call()
@@ -522,9 +505,7 @@ _URL_PIECES = st.sampled_from(
 _FORGED = st.builds(
     lambda pieces, before: before + "".join(pieces),
     st.lists(_URL_PIECES, max_size=7),
-    st.sampled_from(
-        ["", f"https://{HOST}", f"https://{HOST}:443", f"https://web.{HOST}:8443", "https://evil.example"]
-    ),
+    st.sampled_from(["", f"https://{HOST}", f"https://{HOST}:443", f"https://web.{HOST}:8443", "https://evil.example"]),
 )
 _TRICKS = [
     f"https://{HOST}@evil.example/",
@@ -669,9 +650,7 @@ def test_a_prepared_request_whose_url_was_changed() -> None:
 
 # --- what callers say -------------------------------------------------------------------------------------------
 
-_IDS = st.one_of(
-    st.text(max_size=12), st.binary(max_size=12), st.integers(250, 260).map("x".__mul__), st.integers()
-)
+_IDS = st.one_of(st.text(max_size=12), st.binary(max_size=12), st.integers(250, 260).map("x".__mul__), st.integers())
 
 
 @fuzz

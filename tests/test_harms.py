@@ -421,9 +421,7 @@ def test_a_refusal_does_not_bring_a_revoked_token_back(sandbox: Sandbox) -> None
     assert token.access_token not in str(shared.get(_key(alice)))
 
 
-def test_a_vault_is_not_asked_at_each_call_for_a_stores_sake(
-    sandbox: Sandbox, later: Callable[[float], None]
-) -> None:
+def test_a_vault_is_not_asked_at_each_call_for_a_stores_sake(sandbox: Sandbox, later: Callable[[float], None]) -> None:
     """A token that never expires and that the store does not take is looked after every ten seconds only."""
     asked: list[int] = []
 

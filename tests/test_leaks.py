@@ -96,10 +96,7 @@ class Hunt:
         self.text(f"vars of {where}", repr(inside))
         for name, value in inside.items() if depth else ():
             # What stores keep is the matter of tests of their own.
-            if (
-                type(value).__module__.startswith("finapi_session")
-                and ".stores." not in type(value).__module__
-            ):
+            if type(value).__module__.startswith("finapi_session") and ".stores." not in type(value).__module__:
                 self.thing(f"{where}.{name}", value, depth - 1)
 
     def error(self, error: BaseException, *, locals_too: bool = True) -> None:
@@ -169,9 +166,7 @@ class _Log(logging.Handler):
 @contextmanager
 def _everything_logged() -> Iterator[_Log]:
     """Set every logger there is to DEBUG."""
-    names = [
-        name for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)
-    ]
+    names = [name for name, logger in logging.root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
     loggers = [logging.getLogger(), *map(logging.getLogger, names)]
     before = [(logger, logger.level, logger.disabled) for logger in loggers]
     log = _Log()
@@ -387,9 +382,7 @@ def a_revocation_that_fails(stage: Sandbox, hunt: Hunt) -> None:
     token = alice.fetch_token()
     for status in (400, 503):
         said = f"Cannot revoke {token.refresh_token}, access token: {token.access_token}"
-        stage.answer_next(
-            status, path="/oauth/revoke", body={"error": "no", "error_description": said}, times=2
-        )
+        stage.answer_next(status, path="/oauth/revoke", body={"error": "no", "error_description": said}, times=2)
         hunt.attempt(alice.revoke, RevocationError)
         alice.close()
     stage.answer_next("drop", path="/oauth/revoke", times=9)
@@ -632,9 +625,7 @@ class _Slow(HTTPAdapter):
         return super().send(*args, **kwargs)
 
 
-def test_others_keep_their_logs_while_a_token_call_runs(
-    stage: Sandbox, hunt: Hunt, loopback: Loopback
-) -> None:
+def test_others_keep_their_logs_while_a_token_call_runs(stage: Sandbox, hunt: Hunt, loopback: Loopback) -> None:
     """A thread that uses requests-oauthlib for itself logs as ever while our token call is under way elsewhere."""
     loopback.routes["/token"] = lambda _: Answer(body={"access_token": "theirs", "token_type": "bearer"})
     alice, adapter, failed = _alice(stage), _Slow(), []
@@ -652,9 +643,7 @@ def test_others_keep_their_logs_while_a_token_call_runs(
         assert adapter.sending.wait(10)
         with OAuth2Session("other") as other:
             other.trust_env = False
-            other.fetch_token(
-                f"{loopback.origin}/token", code="c0de", client_secret="their-own", verify=loopback.ca
-            )
+            other.fetch_token(f"{loopback.origin}/token", code="c0de", client_secret="their-own", verify=loopback.ca)
         adapter.go_on.set()
         thread.join()
     assert not failed
@@ -712,9 +701,7 @@ def test_an_error_that_names_the_token_before(stage: Sandbox, hunt: Hunt) -> Non
     alice = _alice(stage)
     token = alice.fetch_token().access_token
     stage.answer_next(401, path="/accounts", body={"error": "x"})
-    stage.answer_next(
-        403, path="/accounts", body={"error": "x", "error_description": f"access token: {token}"}
-    )
+    stage.answer_next(403, path="/accounts", body={"error": "x", "error_description": f"access token: {token}"})
     _raised(hunt, alice.get("/api/v2/accounts"))
 
 

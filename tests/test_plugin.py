@@ -17,9 +17,7 @@ def run(pytester: pytest.Pytester, source: str) -> pytest.RunResult:
     pytester.makepyfile(source)
     installed = entry_points(group="pytest11", name="finapi_session")
     plugin = () if installed else ("-p", "finapi_session.testing.plugin")
-    return pytester.runpytest_inprocess(
-        *plugin, "-p", "no:cacheprovider", "--durations=0", "--durations-min=0.05"
-    )
+    return pytester.runpytest_inprocess(*plugin, "-p", "no:cacheprovider", "--durations=0", "--durations-min=0.05")
 
 
 def test_each_test_finds_the_first_state(pytester: pytest.Pytester) -> None:
@@ -105,9 +103,7 @@ def test_the_plugin_imports_nothing_heavy() -> None:
     """A test run that does not use the fixtures pays for neither Flask nor requests."""
     code = "import sys, finapi_session.testing.plugin; print(*sys.modules)"
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     loaded = set(shown.stdout.split())
     assert "finapi_session.testing.plugin" in loaded
     assert not loaded & {"flask", "werkzeug", "trustme", "requests"}

@@ -80,16 +80,12 @@ def ours() -> Iterator[ModuleType]:
 def imported_for_types(module: ModuleType) -> dict[str, str]:
     """Return the names that a lazy module imports for type checkers, each with its home."""
     source = ast.parse(inspect.getsource(module))
-    [block] = [
-        node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
+    [block] = [node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: node.module or "" for node in imports for alias in node.names}
 
 
-@pytest.mark.parametrize(
-    "module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__)
 def test_what_is_listed_is_there(module: ModuleType) -> None:
     """``__all__``, ``dir``, the star import, the names for type checkers and their homes are the same."""
     listed = set(module.__all__)
@@ -102,9 +98,7 @@ def test_what_is_listed_is_there(module: ModuleType) -> None:
     assert set(imported_for_types(module)) == listed
 
 
-@pytest.mark.parametrize(
-    "module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", [finapi_session, finapi_session.testing], ids=lambda module: module.__name__)
 def test_what_is_not_there_is_refused(module: ModuleType) -> None:
     """Another name is an AttributeError that names it, as with any module."""
     with pytest.raises(AttributeError, match="no attribute 'Sessoin'"):
@@ -119,9 +113,7 @@ def test_the_readme_has_every_public_name() -> None:
 
 def test_the_readme_has_no_other_names() -> None:
     """What the README writes like a class of ours is one."""
-    shown = set(
-        re.findall(r"``([A-Z][A-Za-z]+(?:Store|Error|Session|Auth|Event|Token|Detail|Contract))\b", README)
-    )
+    shown = set(re.findall(r"``([A-Z][A-Za-z]+(?:Store|Error|Session|Auth|Event|Token|Detail|Contract))\b", README))
     public = {*finapi_session.__all__, *finapi_session.testing.__all__}
     assert shown and shown <= public
 
@@ -140,9 +132,7 @@ def test_the_typed_surface_uses_every_public_name() -> None:
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    given = {
-        word.arg for node in calls if ast.unparse(node.func) == "FinapiSession" for word in node.keywords
-    }
+    given = {word.arg for node in calls if ast.unparse(node.func) == "FinapiSession" for word in node.keywords}
     assert {
         *finapi_session.__all__,
         *finapi_session.testing.__all__,
@@ -203,8 +193,7 @@ def test_looking_at_it_needs_no_extra(module: str) -> None:
 def test_a_missing_command_line_is_named() -> None:
     """Without click, the command says in one line which extra to install."""
     code = (
-        BLOCK.format(module="click")
-        + "from finapi_session.cli.__main__ import main; sys.argv[1:] = ['status']; main()"
+        BLOCK.format(module="click") + "from finapi_session.cli.__main__ import main; sys.argv[1:] = ['status']; main()"
     )
     shown = fresh(code)
     assert shown.returncode == 2 and "pip install 'finapi-session[cli]'" in shown.stderr
@@ -240,9 +229,7 @@ def undocumented(kind: type) -> Iterator[str]:
         yield kind.__name__
     for name, value in vars(kind).items():
         described = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
-        is_member = (
-            isinstance(described, (FunctionType, property)) or type(described).__name__ == "cached_property"
-        )
+        is_member = isinstance(described, (FunctionType, property)) or type(described).__name__ == "cached_property"
         if is_member and not name.startswith("_") and not described.__doc__:
             yield f"{kind.__name__}.{name}"
 

@@ -37,9 +37,7 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.rst"
 TEXT = README.read_text(encoding="utf-8")
-HOSTS = {
-    urlsplit(origin).hostname for known in (SANDBOX, LIVE) for origin in (known.base_url, *known.trusted)
-}
+HOSTS = {urlsplit(origin).hostname for known in (SANDBOX, LIVE) for origin in (known.base_url, *known.trusted)}
 FRAMEWORKS = (
     "flask_app.py",
     "django_app.py",
@@ -102,9 +100,7 @@ def finapi() -> Iterator[Sandbox]:
     """A sandbox whose certificate is good for finAPI's own host names."""
     issue = trustme.CA.issue_cert
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            trustme.CA, "issue_cert", lambda ca, *names, **how: issue(ca, *names, *sorted(HOSTS), **how)
-        )
+        patch.setattr(trustme.CA, "issue_cert", lambda ca, *names, **how: issue(ca, *names, *sorted(HOSTS), **how))
         sandbox = Sandbox(
             client_id="client-id", client_secret="client-secret", username="alice", password="her-password"
         ).start()
@@ -214,9 +210,7 @@ def test_stores(run: Run, finapi: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_
     with places.redis_server(tmp_path) as path:
         monkeypatch.setenv("REDIS_URL", f"unix://{path}")
         monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/app.db")
-        monkeypatch.setenv(
-            "FERNET_KEYS", f"{Fernet.generate_key().decode()} {Fernet.generate_key().decode()}"
-        )
+        monkeypatch.setenv("FERNET_KEYS", f"{Fernet.generate_key().decode()} {Fernet.generate_key().decode()}")
         namespace = run("Stores")
         assert finapi.count("/oauth/token") == 1 and finapi.count("/oauth/revoke") == 0
         with FinapiSession.from_env(store=namespace["sealed"]) as session:
@@ -248,9 +242,7 @@ def test_errors(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"403 [0-9a-f-]{36} \['FORBIDDEN'\]\n", capsys.readouterr().out)
 
 
-def test_errors_without_a_token(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_errors_without_a_token(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The example's other branch takes the error that has no token."""
     monkeypatch.setenv("FINAPI_CLIENT_SECRET", "wrong")
     run("Errors")
@@ -282,11 +274,7 @@ def test_testing_your_own_code(pytester: pytest.Pytester, monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     for number, block in enumerate(blocks("Testing your own code"), 1):
         pytester.makepyfile(**{f"test_shown_{number}": block.code})
-    plugin = (
-        ()
-        if entry_points(group="pytest11", name="finapi_session")
-        else ("-p", "finapi_session.testing.plugin")
-    )
+    plugin = () if entry_points(group="pytest11", name="finapi_session") else ("-p", "finapi_session.testing.plugin")
     result = pytester.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", "-W", "error")
     result.assert_outcomes(passed=6)
 
@@ -303,8 +291,7 @@ def test_metrics(run: Run, finapi: Sandbox) -> None:
     metrics.set_meter_provider(provider)
     namespace = run("Metrics")
     counted = {
-        kind: REGISTRY.get_sample_value("finapi_token_events_total", {"kind": kind})
-        for kind in ("issued", "revoked")
+        kind: REGISTRY.get_sample_value("finapi_token_events_total", {"kind": kind}) for kind in ("issued", "revoked")
     }
     assert counted == {"issued": 1, "revoked": 1}
     found: Any = reader.get_metrics_data()
@@ -319,9 +306,7 @@ def test_metrics(run: Run, finapi: Sandbox) -> None:
 def test_event_kinds() -> None:
     """The kinds of events in the text are those that there are."""
     said = next(
-        node
-        for node in DOCUMENT.findall(nodes.paragraph)
-        if node.astext().startswith("on_event is called with a")
+        node for node in DOCUMENT.findall(nodes.paragraph) if node.astext().startswith("on_event is called with a")
     )
     shown = {literal.astext() for literal in said.findall(nodes.literal)}
     assert shown - {"on_event", "TokenEvent", "kind"} == set(_LEVELS)
@@ -354,9 +339,7 @@ def test_frameworks_are_the_files_that_are_run(name: str) -> None:
     """The program in the README is, letter by letter, the one that test_examples.py runs."""
     text = (ROOT / "tests" / "examples" / name).read_text(encoding="utf-8")
     if name.endswith(".ipynb"):
-        text = "\n\n".join(
-            "".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"
-        )
+        text = "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
     else:
         text = text[text.index('"""', 3) + 3 :]
     assert blocks("Frameworks")[FRAMEWORKS.index(name)].code == text.strip("\n")
@@ -403,9 +386,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     transactions = json.loads((tmp_path / "transactions.json").read_text())["transactions"]
     assert len(transactions) > 20
-    assert (
-        re.search(r"^ *user alice of .* valid", shown.stdout, re.M) and "Berliner Sparkasse" in shown.stdout
-    )
+    assert re.search(r"^ *user alice of .* valid", shown.stdout, re.M) and "Berliner Sparkasse" in shown.stdout
     assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice"}
 
 
@@ -414,10 +395,7 @@ def test_the_two_commands() -> None:
     from finapi_session.cli.commands import commands as group
 
     demo, checks = commands("Two commands")
-    assert (
-        demo
-        == "python3 -m venv .venv && .venv/bin/pip install -e '.[sandbox]' && .venv/bin/finapi-session demo"
-    )
+    assert demo == "python3 -m venv .venv && .venv/bin/pip install -e '.[sandbox]' && .venv/bin/finapi-session demo"
     assert checks == "python3 -m venv .venv && .venv/bin/pip install tox && .venv/bin/tox"
     assert checks in (ROOT / ".ci" / "run").read_text() and "demo" in group.commands
 

@@ -138,9 +138,7 @@ def test_a_herd_is_one_event(session: FinapiSession, sandbox: Sandbox) -> None:
         sandbox.revoke_tokens()
 
 
-def test_a_late_401_waits_for_nobody(
-    session: FinapiSession, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_late_401_waits_for_nobody(session: FinapiSession, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who meets a 401 on a token that has a successor takes that, even while the next renewal is under way."""
     monkeypatch.setattr("finapi_session.standing.TURN", 0.1)
     old = session.fetch_token()
@@ -486,9 +484,7 @@ def test_a_sticky_token_that_turns_out_to_live_for_ever(sandbox: Sandbox) -> Non
     session.fetch_token()
     started = time.time()
     for _ in range(5):
-        sandbox.answer_next(
-            200, body={"access_token": session.fetch_token().access_token, "expires_in": 0}, path=CALLS
-        )
+        sandbox.answer_next(200, body={"access_token": session.fetch_token().access_token, "expires_in": 0}, path=CALLS)
     with frozen(started + 61) as clock:
         for _ in range(10):
             session.fetch_token()
@@ -862,9 +858,7 @@ def test_a_user_without_anything_must_log_in(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("sticky", [False, True])
-def test_every_call_rejected_although_tokens_are_fresh(
-    sticky: bool, session: FinapiSession, sandbox: Sandbox
-) -> None:
+def test_every_call_rejected_although_tokens_are_fresh(sticky: bool, session: FinapiSession, sandbox: Sandbox) -> None:
     """An API that rejects every token gets at most 20 sends and 3 token calls in 10 calls, and heals with the API."""
     sandbox.sticky = sticky
     sandbox.answer_next(401, path=ECHO, times=99)

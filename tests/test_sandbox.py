@@ -124,15 +124,11 @@ def test_tokens_are_as_long_as_set(authority: Authority, settings: Settings) -> 
     assert len(str(authority.token(form())["access_token"])) == 8192
 
 
-def test_without_sticky_each_sign_in_gives_a_token_of_its_own(
-    authority: Authority, settings: Settings
-) -> None:
+def test_without_sticky_each_sign_in_gives_a_token_of_its_own(authority: Authority, settings: Settings) -> None:
     """The other reading: a new token every time, and the older ones live on."""
     settings.sticky = False
     first, second = authority.token(sign_in()), authority.token(sign_in())
-    assert (
-        first["access_token"] != second["access_token"] and first["refresh_token"] != second["refresh_token"]
-    )
+    assert first["access_token"] != second["access_token"] and first["refresh_token"] != second["refresh_token"]
     assert lives(authority, first["access_token"]) and lives(authority, second["access_token"])
 
 
@@ -140,9 +136,7 @@ def test_a_refresh_gives_a_new_token_and_kills_the_old_one(authority: Authority)
     """A refresh renews at once, keeps the refresh token, and the next sign-in gets the renewed token."""
     first = authority.token(sign_in())
     second = authority.token(refresh(first["refresh_token"]))
-    assert (
-        second["access_token"] != first["access_token"] and second["refresh_token"] == first["refresh_token"]
-    )
+    assert second["access_token"] != first["access_token"] and second["refresh_token"] == first["refresh_token"]
     assert not lives(authority, first["access_token"]) and lives(authority, second["access_token"])
     assert authority.token(sign_in()) == second
 
@@ -185,9 +179,7 @@ def test_an_expired_refresh_token_is_401_and_a_sign_in_replaces_it(
     clock.now += 0.1
     assert refused(authority, refresh(first["refresh_token"])) == 401
     third = authority.token(sign_in())
-    assert (
-        third["access_token"] == second["access_token"] and third["refresh_token"] != first["refresh_token"]
-    )
+    assert third["access_token"] == second["access_token"] and third["refresh_token"] != first["refresh_token"]
 
 
 @pytest.mark.parametrize(
@@ -288,9 +280,7 @@ def test_a_removed_user_is_gone(authority: Authority) -> None:
         ("unknown", "access_token", True, True),
     ],
 )
-def test_revoking_by_hint(
-    authority: Authority, named: str, hint: str, access_lives: bool, refresh_lives: bool
-) -> None:
+def test_revoking_by_hint(authority: Authority, named: str, hint: str, access_lives: bool, refresh_lives: bool) -> None:
     """The hint access_token ends that token alone, anything else the grant; an unknown token none."""
     client, user = authority.token(form()), authority.token(sign_in())
     fields = {"token": str(user.get(named, "unknown")), "token_type_hint": hint}
@@ -401,9 +391,7 @@ class Web:
         self.session = requests.Session()
         self.session.verify, self.session.trust_env = sandbox.ca_bundle, False
 
-    def __call__(
-        self, method: str, path: str, bearer: str | None = None, **options: Any
-    ) -> requests.Response:
+    def __call__(self, method: str, path: str, bearer: str | None = None, **options: Any) -> requests.Response:
         """Send a request to *path* with *bearer*."""
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
         headers |= options.pop("headers", {})
@@ -449,9 +437,7 @@ def test_the_three_grants_and_revoke_over_tls(web: Web, prefix: str) -> None:
     client = web("POST", prefix + TOKEN, data=form())
     user = web("POST", prefix + TOKEN, data=sign_in()).json()
     renewed = web("POST", prefix + TOKEN, data=refresh(user["refresh_token"])).json()
-    revoked = web(
-        "POST", prefix + REVOKE, client.json()["access_token"], data={"token": renewed["access_token"]}
-    )
+    revoked = web("POST", prefix + REVOKE, client.json()["access_token"], data={"token": renewed["access_token"]})
     assert (revoked.status_code, revoked.content) == (200, b"")
     assert client.headers["Cache-Control"] == "no-store"
     assert web("GET", "/api/v2/accounts", renewed["access_token"]).status_code == 401
@@ -495,10 +481,7 @@ def test_text_beyond_ascii_survives(web: Web) -> None:
 
 def test_request_ids_are_echoed_or_made(web: Web) -> None:
     """A request id up to 255 characters comes back; without one there is a new one, on errors too."""
-    assert (
-        web("POST", TOKEN, data=form(), headers={"X-Request-Id": "y" * 255}).headers["X-Request-Id"]
-        == "y" * 255
-    )
+    assert web("POST", TOKEN, data=form(), headers={"X-Request-Id": "y" * 255}).headers["X-Request-Id"] == "y" * 255
     made = {web("GET", "/nowhere").headers["X-Request-Id"] for _ in range(3)}
     assert len(made) == 3
     assert web.sandbox.calls[0].request_id == "y" * 255
@@ -678,15 +661,11 @@ def test_transactions_are_paged_filtered_and_add_up(web: Web) -> None:
     entries = read["transactions"]
     assert len(entries) == read["paging"]["totalCount"] > 120
     assert entries == sorted(entries, key=lambda entry: entry["bankBookingDate"], reverse=True)
-    assert len({entry["id"] for entry in entries}) == len(entries) and all(
-        entry["purpose"] for entry in entries
-    )
+    assert len({entry["id"] for entry in entries}) == len(entries) and all(entry["purpose"] for entry in entries)
     assert read["balance"] == pytest.approx(sum(entry["amount"] for entry in entries))
     assert read["income"] + read["spending"] == pytest.approx(read["balance"])
     wanted = {entry["accountId"] for entry in entries if entry["counterpartName"] == "Hansa Logistik GmbH"}
-    one = web(
-        "GET", "/api/v2/transactions", token, params={"accountIds": wanted.pop(), "search": "GEHALT"}
-    ).json()
+    one = web("GET", "/api/v2/transactions", token, params={"accountIds": wanted.pop(), "search": "GEHALT"}).json()
     assert [entry["amount"] for entry in one["transactions"]] == [3187.64] * 6
     assert one["spending"] == 0 and one["income"] == pytest.approx(6 * 3187.64)
 
@@ -695,9 +674,7 @@ def test_the_data_are_the_same_on_every_run() -> None:
     """Another process, with another hash seed, sees the same transactions."""
     code = "from finapi_session.testing.demo_data import transactions; print(transactions('anna.schmidt')[0])"
     environ = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    shown = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == str(transactions(ANNA)[0])
 
 
@@ -740,9 +717,7 @@ def test_planned_statuses_come_once_in_order_and_by_path(web: Web) -> None:
     web.sandbox.answer_next(503, headers={"Retry-After": "7"}, path="/oauth/token", times=2)
     web.sandbox.answer_next(429, grant_type="password")
     web.sandbox.answer_next(599, body={"odd": True}, path="/banks")
-    web.sandbox.answer_next(
-        202, body="plain", headers={"Content-Type": "text/plain", "X-Request-Id": "theirs"}
-    )
+    web.sandbox.answer_next(202, body="plain", headers={"Content-Type": "text/plain", "X-Request-Id": "theirs"})
     assert web("GET", "/api/v2/banks").json() == {"odd": True}
     plain = web("GET", "/api/v2/banks")
     assert (plain.status_code, plain.text, plain.headers["X-Request-Id"]) == (202, "plain", "theirs")
@@ -818,10 +793,7 @@ def test_calls_are_recorded_and_counted_without_secrets(web: Web) -> None:
     assert [call.token for call in calls[:4]] == [client[:4], user[:4], user[:4], "not-"]
     assert [call.revoked for call in calls[4:]] == [ANNA, "client"]
     assert sandbox.count() == 6 and sandbox.count(TOKEN) == 2 and sandbox.count(grant_type="password") == 1
-    assert (
-        sandbox.count("/accounts", method="GET", status=401) == 1
-        and sandbox.count(kind="user", username=ANNA) == 2
-    )
+    assert sandbox.count("/accounts", method="GET", status=401) == 1 and sandbox.count(kind="user", username=ANNA) == 2
     assert sandbox.count(revoked="client") == 1
     assert client not in repr(calls) and user not in repr(calls) and PASSWORD not in repr(calls)
 
@@ -1035,9 +1007,7 @@ def test_it_starts_again_with_its_users_on_a_port_of_choice() -> None:
 # Sessions.
 
 
-def test_a_session_trusts_it_whatever_the_machine_sets(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_trusts_it_whatever_the_machine_sets(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a foreign CA bundle and a proxy in the environment client and user sessions still get through."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", os.devnull)
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")

@@ -105,9 +105,7 @@ def test_a_session_works_again_after_close(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(("revoke_on_close", "revocations"), [(None, 0), (False, 0), (True, 1)])
-def test_others_live_on_a_given_store(
-    revoke_on_close: bool | None, revocations: int, sandbox: Sandbox
-) -> None:
+def test_others_live_on_a_given_store(revoke_on_close: bool | None, revocations: int, sandbox: Sandbox) -> None:
     """With the caller's store nothing is revoked on close, unless it is asked for."""
     with sandbox.session(store=MemoryStore(), revoke_on_close=revoke_on_close) as session:
         session.get(ECHO)

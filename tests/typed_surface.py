@@ -32,6 +32,7 @@ from finapi_session import (
     KeyringStore,
     LoginRequiredError,
     MemoryStore,
+    ProblemDetail,
     RedisStore,
     RevocationError,
     SQLStore,
@@ -95,21 +96,11 @@ def sessions(token: Token) -> Iterator[FinapiSession]:
         "live",
         Environment("https://finapi.example.com"),
     ):
-        yield FinapiSession(
-            "id", "secret", environment=environment, timeout=(3.05, 60), retries=Retry(total=2)
-        )
-    yield FinapiSession(
-        "id", "secret", username="alice", token=token, store=FileStore(), revoke_on_close=True
-    )
-    yield FinapiSession(
-        "id", "secret", username="alice", token={"access_token": "t", "expires_in": 60}, leeway=5
-    )
-    yield FinapiSession(
-        "id", "secret", request_id="mine", retries=0, raise_for_error=True, on_event=count, timeout=5
-    )
-    yield FinapiSession(
-        "id", "secret", request_id=lambda: "mine", timeout=None, store=DictStore(), on_event=print
-    )
+        yield FinapiSession("id", "secret", environment=environment, timeout=(3.05, 60), retries=Retry(total=2))
+    yield FinapiSession("id", "secret", username="alice", token=token, store=FileStore(), revoke_on_close=True)
+    yield FinapiSession("id", "secret", username="alice", token={"access_token": "t", "expires_in": 60}, leeway=5)
+    yield FinapiSession("id", "secret", request_id="mine", retries=0, raise_for_error=True, on_event=count, timeout=5)
+    yield FinapiSession("id", "secret", request_id=lambda: "mine", timeout=None, store=DictStore(), on_event=print)
     yield FinapiSession.from_env(environment=LIVE, store=MemoryStore(lock_timeout=1))
 
 
@@ -148,9 +139,7 @@ def tokens(token: Token) -> tuple[Token, ...]:
 
 def environments() -> tuple[str, ...]:
     """Make environments, and ask them."""
-    here = Environment(
-        "https://finapi.example.com", "/api/v2/oauth", trusted=("https://webform.example.com",)
-    )
+    here = Environment("https://finapi.example.com", "/api/v2/oauth", trusted=("https://webform.example.com",))
     assert_type(here.trusts(here.absolute("/api/v2/banks")), bool)
     return (
         here.base_url,
@@ -181,7 +170,8 @@ def errors(session: FinapiSession) -> object:
     except ApiError as error:
         http: requests.HTTPError = error
         details: tuple[ErrorDetail, ...] = error.errors
-        return [(detail.code, detail.type, detail.message, detail.field) for detail in details], http.response
+        formerly: tuple[ProblemDetail, ...] = details
+        return [(detail.code, detail.type, detail.message, detail.field) for detail in formerly], http.response
     except RevocationError as error:
         return error.description
     except FinapiError as error:

@@ -186,9 +186,7 @@ def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> E
         raise click.BadParameter(str(error)) from None
 
 
-@click.group(
-    epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--environment",
     metavar="NAME|URL",
@@ -283,9 +281,7 @@ def _keep(settings: Settings, client: Client) -> None:
     if keep_client(client, settings.environment):
         click.echo("The client's id and secret are kept in the system's keyring.")
     elif "FINAPI_CLIENT_ID" not in os.environ or "FINAPI_CLIENT_SECRET" not in os.environ:
-        click.echo(
-            f"{_no_keyring()}, so the client's secret is not kept. Before the next commands, run:"
-        )
+        click.echo(f"{_no_keyring()}, so the client's secret is not kept. Before the next commands, run:")
         click.echo(f"  export FINAPI_CLIENT_ID={shlex.quote(client.client_id)}")
         click.echo("  read -rs FINAPI_CLIENT_SECRET && export FINAPI_CLIENT_SECRET   # then type the secret")
     else:

@@ -146,9 +146,7 @@ def on_a_sandbox() -> None:
     narrator.sum_up(watch.connections + connections)
 
 
-def on_finapi(
-    client: tuple[str, str], environment: Environment, username: str | None, password: str | None
-) -> None:
+def on_finapi(client: tuple[str, str], environment: Environment, username: str | None, password: str | None) -> None:
     """Tell the part that only reads, on finAPI. Nothing is revoked: other processes share these tokens."""
     narrator = Narrator()
     watch = Watch(narrator.exchange)

@@ -74,9 +74,7 @@ def show(response: requests.Response) -> int:
     return 0 if response.ok and response.status_code < 300 else 1
 
 
-def show_all_pages(
-    session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]
-) -> int:
+def show_all_pages(session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]) -> int:
     """Read *url* page after page and write one JSON document; return the exit code.
 
     An answer that is not 2xx ends it, and is what is written.

@@ -27,9 +27,7 @@ class FileStore:
     raises ``OSError``, and the old value stays.
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str] | None = None, *, lock_timeout: float = 20.0
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, lock_timeout: float = 20.0) -> None:
         if directory is None:
             directory = user_state_path("finapi_session", appauthor=False)
         self.directory = Path(directory).expanduser().absolute()
@@ -113,13 +111,9 @@ def _refuse_open_folder(folder: Path) -> None:
     if not hasattr(os, "geteuid"):
         return
     if {info.st_uid, folder.lstat().st_uid} != {os.geteuid()}:
-        raise PermissionError(
-            f"{folder} belongs to another user: name a folder of your own, FileStore('...')"
-        )
+        raise PermissionError(f"{folder} belongs to another user: name a folder of your own, FileStore('...')")
     if info.st_mode & 0o022:
-        raise PermissionError(
-            f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder"
-        )
+        raise PermissionError(f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder")
 
 
 def _refuse_link(path: Path) -> None:

@@ -65,16 +65,12 @@ class SQLStore:
     and a child forked meanwhile would wait for its parent's lock in vain.)
     """
 
-    def __init__(
-        self, engine: Engine, table: str = "finapi_session_tokens", *, lock_timeout: float = 20.0
-    ) -> None:
+    def __init__(self, engine: Engine, table: str = "finapi_session_tokens", *, lock_timeout: float = 20.0) -> None:
         if engine.dialect.name not in {"sqlite", *_TRY_LOCK}:
             known = ", ".join(["sqlite", *_TRY_LOCK])
             raise ValueError(f"SQLStore knows no lock for {engine.dialect.name}; it knows {known}")
         if engine.dialect.name == "sqlite" and _in_memory(engine):
-            raise ValueError(
-                "SQLStore cannot share an in-memory SQLite database; use MemoryStore, or a database file"
-            )
+            raise ValueError("SQLStore cannot share an in-memory SQLite database; use MemoryStore, or a database file")
         self.engine = engine
         self.table = Table(
             table,

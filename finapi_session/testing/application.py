@@ -30,9 +30,7 @@ def create_application(authority: Authority, settings: Settings) -> Flask:
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.before_request(lambda: _check_request(settings))
     application.register_error_handler(Refusal, lambda refusal: _refused(refusal, settings.error_shape))
-    application.register_error_handler(
-        HTTPException, lambda error: _refused(_refusal(error), settings.error_shape)
-    )
+    application.register_error_handler(HTTPException, lambda error: _refused(_refusal(error), settings.error_shape))
     _Tokens(authority).route(application)
     _Resources(authority, settings).route(application)
     return application
@@ -112,10 +110,7 @@ class _Resources:
         found = [
             bank
             for bank in demo_data.banks()
-            if all(
-                word in f"{bank['name']} {bank['blz']} {bank['bic']} {bank['city']}".lower()
-                for word in wanted
-            )
+            if all(word in f"{bank['name']} {bank['blz']} {bank['bic']} {bank['city']}".lower() for word in wanted)
         ]
         return _page("banks", found)
 
@@ -169,9 +164,7 @@ class _Resources:
 
     def execute_password_change(self, owner: Owner) -> Any:
         fields = _json_object()
-        user_id, password, ticket = (
-            _text(fields, name) for name in ("userId", "password", "passwordChangeToken")
-        )
+        user_id, password, ticket = (_text(fields, name) for name in ("userId", "password", "passwordChangeToken"))
         if not user_id or not password or not ticket:
             raise Refusal(400, "MISSING_FIELD", "userId, password and passwordChangeToken are required")
         self._authority.execute_password_change(user_id, password, ticket)
@@ -292,14 +285,10 @@ def _refusal(error: HTTPException) -> Refusal:
 
 
 def _refused(refusal: Refusal, oauth_shape: ErrorShape) -> tuple[dict[str, Any], int]:
-    return error_body(
-        refusal, request.method, request.path, request.environ[REQUEST_ID], oauth_shape
-    ), refusal.status
+    return error_body(refusal, request.method, request.path, request.environ[REQUEST_ID], oauth_shape), refusal.status
 
 
-def error_body(
-    refusal: Refusal, method: str, path: str, request_id: str, oauth_shape: ErrorShape
-) -> dict[str, Any]:
+def error_body(refusal: Refusal, method: str, path: str, request_id: str, oauth_shape: ErrorShape) -> dict[str, Any]:
     """Return *refusal* in one of finAPI's two shapes; OAuth calls and refused tokens have their own."""
     on_oauth = _OAUTH_PATH.fullmatch(path) is not None
     if (on_oauth and oauth_shape == "oauth") or (not on_oauth and refusal.status == 401):

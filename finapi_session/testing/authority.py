@@ -225,9 +225,7 @@ class Authority:
 
     # What happens to tokens behind people's backs.
 
-    def expire_tokens(
-        self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False
-    ) -> None:
+    def expire_tokens(self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False) -> None:
         """Let access tokens, with *refresh* refresh tokens too, be past their end now."""
         with self._lock:
             now = self._clock()
@@ -236,9 +234,7 @@ class Authority:
                 if refresh:
                     grant.refresh_ends = now
 
-    def revoke_tokens(
-        self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False
-    ) -> None:
+    def revoke_tokens(self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False) -> None:
         """Forget access tokens, with *refresh* refresh tokens too."""
         with self._lock:
             for grant in list(self._matching(username, kind)):

@@ -181,9 +181,7 @@ class StoreContract:
         """A writer killed at any moment leaves the value it wrote last or the one it was writing, whole."""
         keys = [f"key {number}" for number in range(self.kills)]
         written = [RawValue("q", 0) for _ in keys]
-        writers = [
-            processes.start(_write, make_store, key, count) for key, count in zip(keys, written, strict=True)
-        ]
+        writers = [processes.start(_write, make_store, key, count) for key, count in zip(keys, written, strict=True)]
         for number, (writer, count) in enumerate(zip(writers, written, strict=True)):
             _wait_for(writer, lambda count=count: count.value > 2)  # type: ignore[misc]
             time.sleep(0.003 * number)

@@ -149,9 +149,7 @@ def accounts(user_id: str) -> tuple[Record, ...]:
             "bankConnectionId": seed,
             "accountName": name,
             "iban": None if kind == "CREDIT_CARD" else iban(bank["blz"], f"{seed % 10**8:08}{place:02}"),
-            "accountNumber": f"4930{seed % 10**8:08}0017"
-            if kind == "CREDIT_CARD"
-            else f"{seed % 10**8:08}{place:02}",
+            "accountNumber": f"4930{seed % 10**8:08}0017" if kind == "CREDIT_CARD" else f"{seed % 10**8:08}{place:02}",
             "accountHolderName": user_id.replace(".", " ").title(),
             "accountCurrency": "EUR",
             "accountType": kind,

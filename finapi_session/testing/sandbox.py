@@ -203,15 +203,11 @@ class Sandbox(Settings):
         """Move the sandbox's clock forward."""
         self._advanced += seconds
 
-    def expire_tokens(
-        self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False
-    ) -> None:
+    def expire_tokens(self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False) -> None:
         """Let tokens of all, of a user or of a *kind* be expired; with *refresh* refresh tokens too."""
         self._authority.expire_tokens(username, kind=kind, refresh=refresh)
 
-    def revoke_tokens(
-        self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False
-    ) -> None:
+    def revoke_tokens(self, username: str | None = None, *, kind: Kind | None = None, refresh: bool = False) -> None:
         """Revoke tokens of all, of a user or of a *kind*; with *refresh* refresh tokens too."""
         self._authority.revoke_tokens(username, kind=kind, refresh=refresh)
 
@@ -222,9 +218,7 @@ class Sandbox(Settings):
         """All users, by lower-cased id."""
         return self._authority.users
 
-    def add_user(
-        self, username: str, password: str, *, email: str | None = None, verified: bool = True
-    ) -> User:
+    def add_user(self, username: str, password: str, *, email: str | None = None, verified: bool = True) -> User:
         """Create a user. Raises :class:`Refusal` if the id is taken."""
         return self._authority.add_user(User(username, password, email=email, verified=verified))
 
@@ -311,9 +305,7 @@ class Sandbox(Settings):
         status, body = plan.status or 0, plan.body
         if body is None:
             exception = default_exceptions.get(status)
-            refusal = Refusal(
-                status, "UNEXPECTED_ERROR", exception().description or "" if exception else "Planned"
-            )
+            refusal = Refusal(status, "UNEXPECTED_ERROR", exception().description or "" if exception else "Planned")
             error = error_body(refusal, call.method, call.path, call.request_id, self.error_shape)
             body = json.dumps(error if status >= 400 else {}).encode()
         return Response(body, status, {"Content-Type": "application/json", **plan.headers})

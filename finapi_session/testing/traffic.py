@@ -55,9 +55,7 @@ class Plan:
         if isinstance(answer, int) and 200 <= answer <= 599:
             return cls(answer, _encoded(body), headers or {}, **match)
         if answer not in _MISHAPS:
-            raise ValueError(
-                f"answer must be a status from 200 to 599 or one of {list(_MISHAPS)}, not {answer!r}"
-            )
+            raise ValueError(f"answer must be a status from 200 to 599 or one of {list(_MISHAPS)}, not {answer!r}")
         if body is not None or headers is not None:
             raise ValueError("body and headers go with a status")
         return cls(**_MISHAPS[str(answer)], **match)

@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
         if options.svg:
             shown = [peer for peer in (Ours, Authlib, GoogleAuth) if peer in peers]
-            options.svg.write_text(
-                draw({p.name: around_a_renewal(p, remote) for p in shown}), encoding="utf-8"
-            )
+            options.svg.write_text(draw({p.name: around_a_renewal(p, remote) for p in shown}), encoding="utf-8")
     ending = _ending(peers, options.quick)
     brief = _rst([row for row in rows if row.brief], [peer for peer in peers if peer in _SHORT], ending)
     print(brief if options.readme else _plain(rows, peers, ending))
@@ -52,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute, with rougher figures")
     parser.add_argument("--readme", action="store_true", help="print the README's table instead")
-    parser.add_argument(
-        "--write", action="store_true", help="put that table into README.rst, between its marks"
-    )
+    parser.add_argument("--write", action="store_true", help="put that table into README.rst, between its marks")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture of a renewal")
     return parser
 

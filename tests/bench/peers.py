@@ -75,9 +75,7 @@ class Ours(Peer):
         from finapi_session import Environment, FinapiSession
 
         environment = Environment(place.origin)
-        session = FinapiSession(
-            ID, SECRET, environment=environment, token=token, store=store, revoke_on_close=False
-        )
+        session = FinapiSession(ID, SECRET, environment=environment, token=token, store=store, revoke_on_close=False)
         self.session = place.fit(session)
 
     def user(self, number: int) -> object:

@@ -96,9 +96,7 @@ def _time(seconds: float) -> str:
 # Times, in turns.
 
 
-def in_turns(
-    calls: Mapping[str, Callable[[], object]], base: str, seconds: float, batch: int
-) -> dict[str, Ratio]:
+def in_turns(calls: Mapping[str, Callable[[], object]], base: str, seconds: float, batch: int) -> dict[str, Ratio]:
     """Time *calls*, *batch* at a time in turns for *seconds*, and compare each with *base*.
 
     Other work on the machine only ever adds time, so of each fifth of the rounds the fast end (the fifth
@@ -141,9 +139,7 @@ def call_offline(peers: Peers, seconds: float) -> dict[str, Ratio]:
     """Time a call with a fresh token and no network, beside plain requests with the header set by hand."""
     place = Place(adapter=Offline())
     clients = {peer.name: peer(place) for peer in peers}
-    return in_turns(
-        {name: partial(c.get, place.origin + PATH) for name, c in clients.items()}, _PLAIN, seconds, 10
-    )
+    return in_turns({name: partial(c.get, place.origin + PATH) for name, c in clients.items()}, _PLAIN, seconds, 10)
 
 
 def call_over_tls(peers: Peers, remote: Remote, seconds: float) -> dict[str, Ratio]:
@@ -194,9 +190,7 @@ def fresh_python(code: str, environment: Mapping[str, str] | None = None) -> str
     """Run *code* in an interpreter of its own, which nobody traces, and return what it prints."""
     command = [sys.executable, "-c", code]
     root = Path(__file__).resolve().parents[2]
-    return subprocess.run(
-        command, env=environment, cwd=root, check=True, capture_output=True, text=True
-    ).stdout
+    return subprocess.run(command, env=environment, cwd=root, check=True, capture_output=True, text=True).stdout
 
 
 def optional_modules() -> set[str]:
@@ -205,9 +199,7 @@ def optional_modules() -> set[str]:
     # requests itself loads cryptography where pyOpenSSL is installed, so what it has is not ours.
     code = "import sys, requests_oauthlib; before = set(sys.modules); {}; print(*(set(sys.modules) - before))"
     loaded = fresh_python(code.format(Ours.imports)).split()
-    return optional & {name.partition(".")[0] for name in loaded} | {
-        n for n in loaded if n.endswith("stores.file")
-    }
+    return optional & {name.partition(".")[0] for name in loaded} | {n for n in loaded if n.endswith("stores.file")}
 
 
 # Counts.
@@ -503,9 +495,7 @@ def _herd_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
         f"{note}; {cold}",
         brief=True,
     )
-    expired = (
-        "requests-oauthlib empties its session while it fetches, so the other threads call without a token"
-    )
+    expired = "requests-oauthlib empties its session while it fetches, so the other threads call without a token"
     yield Row(
         "32 threads, token expired: the same",
         {peer.name: str(expired_herd(peer, remote)) for peer in peers},
@@ -522,9 +512,7 @@ def _herd_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
 
 def _leeway_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
     early = [peer for peer in peers if peer.early]
-    late = (
-        "10 s before expiry; requests and requests-oauthlib never renew early: they fail, or wait, at expiry"
-    )
+    late = "10 s before expiry; requests and requests-oauthlib never renew early: they fail, or wait, at expiry"
     renewals = {peer.name: around_a_renewal(peer, remote) for peer in early}
     yield Row(
         "renewal of 1 s before expiry: slowest call / calls that waited / token calls",

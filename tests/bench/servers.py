@@ -70,9 +70,7 @@ class Finapi:
         with self.lock:
             self.ends.clear()
 
-    def answer(
-        self, method: str, path: str, headers: dict[str, str], body: bytes
-    ) -> tuple[int, dict[str, Any]]:
+    def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
         """Judge one request."""
         if path == "/oauth/token":
             return self._token(dict(parse_qsl(body.decode())))
@@ -133,9 +131,7 @@ class Offline(BaseAdapter):
         else:
             body = request.body if isinstance(request.body, bytes) else str(request.body or "").encode()
             host = {"host": urlsplit(request.url or "").netloc}
-            response.__dict__.update(
-                self._response(*self.finapi.answer(request.method or "", path, host, body))
-            )
+            response.__dict__.update(self._response(*self.finapi.answer(request.method or "", path, host, body)))
         response.request, response.url = request, request.url or ""
         return response
 
@@ -317,9 +313,7 @@ class Remote:
 def serving() -> Iterator[Remote]:
     """Run the server in a process of its own, so that it does not share the clients' interpreter lock."""
     command = [sys.executable, "-m", "tests.bench.servers"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
             yield Remote(Place(**json.loads(process.stdout.readline())), process)

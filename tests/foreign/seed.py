@@ -12,9 +12,7 @@ def seed() -> None:
     from oauth2_provider.models import get_application_model
 
     call_command("migrate", verbosity=0, skip_checks=True)
-    get_user_model().objects.create_user(
-        os.environ["FOREIGN_USERNAME"], password=os.environ["FOREIGN_PASSWORD"]
-    )
+    get_user_model().objects.create_user(os.environ["FOREIGN_USERNAME"], password=os.environ["FOREIGN_PASSWORD"])
     application = get_application_model()
     application.objects.create(
         client_id=os.environ["FOREIGN_CLIENT_ID"],

@@ -9,6 +9,4 @@ class BothGrants(OAuth2Validator):
     """Let an application registered for the password grant ask for client tokens as well, as finAPI's may."""
 
     def validate_grant_type(self, client_id: str, grant_type: str, *args: Any, **kwargs: Any) -> bool:
-        return grant_type == "client_credentials" or super().validate_grant_type(
-            client_id, grant_type, *args, **kwargs
-        )
+        return grant_type == "client_credentials" or super().validate_grant_type(client_id, grant_type, *args, **kwargs)

@@ -50,9 +50,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root mounts disks")
     disk = tmp_path / "disk"
     disk.mkdir(0o700)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", disk], capture_output=True
-    )
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", disk], capture_output=True)
     if mounted.returncode:
         pytest.skip("this machine mounts nothing")
     yield disk

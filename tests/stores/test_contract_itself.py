@@ -194,9 +194,7 @@ def test_a_store_that_other_processes_cannot_open(tmp_path: Path) -> None:
     processes = Processes()
     try:
         with pytest.raises(AssertionError, match="the other process ended with 1"):
-            StoreContract().test_a_killed_holder_frees_the_lock(
-                partial(Naive, tmp_path / "missing"), processes
-            )
+            StoreContract().test_a_killed_holder_frees_the_lock(partial(Naive, tmp_path / "missing"), processes)
     finally:
         processes.end()
 

@@ -37,9 +37,7 @@ def test_the_inner_store_sees_no_value(inner: MemoryStore) -> None:
     "keys",
     [NEW, NEW.decode(), [NEW], (NEW.decode(), OLD), lambda: NEW, lambda: NEW.decode(), lambda: [NEW, OLD]],
 )
-def test_keys_of_every_kind(
-    inner: MemoryStore, keys: bytes | str | list[bytes] | Callable[[], bytes]
-) -> None:
+def test_keys_of_every_kind(inner: MemoryStore, keys: bytes | str | list[bytes] | Callable[[], bytes]) -> None:
     """Keys are bytes or text, one or several, or what a callable returns; the first one writes."""
     EncryptedStore(inner, keys).set("key", "value")
     assert EncryptedStore(inner, keys).get("key") == "value"
@@ -77,22 +75,15 @@ def test_a_callable_is_asked_each_time(inner: MemoryStore) -> None:
     assert EncryptedStore(inner, NEW).get("key") == "value"
 
 
-@pytest.mark.parametrize(
-    "found", ["", "plain text", "schlüssel", "{}", Fernet(OLD).encrypt(b"value").decode()]
-)
-def test_what_no_key_opens_is_a_miss(
-    inner: MemoryStore, caplog: pytest.LogCaptureFixture, found: str
-) -> None:
+@pytest.mark.parametrize("found", ["", "plain text", "schlüssel", "{}", Fernet(OLD).encrypt(b"value").decode()])
+def test_what_no_key_opens_is_a_miss(inner: MemoryStore, caplog: pytest.LogCaptureFixture, found: str) -> None:
     """It reads as ``None`` with one warning, which holds neither what was found nor the key."""
     inner.set("sealed.the key", found)
     with caplog.at_level(logging.WARNING, "finapi_session"):
         assert EncryptedStore(inner, NEW).get("the key") is None
     [record] = caplog.records
     assert (record.name, record.levelname) == ("finapi_session", "WARNING")
-    assert (
-        record.getMessage()
-        == "no key opens the value in <MemoryStore with 1 values>; it is taken for nothing"
-    )
+    assert record.getMessage() == "no key opens the value in <MemoryStore with 1 values>; it is taken for nothing"
 
 
 def test_nothing_is_a_miss_without_a_warning(inner: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:

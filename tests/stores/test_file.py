@@ -58,9 +58,7 @@ def test_all_is_private_from_birth(store: FileStore, mask: int) -> None:
     assert {mode(path) for path in (store.directory.parent, *found) if path.is_dir()} == {0o700}
 
 
-def test_a_new_file_is_private_before_it_holds_anything(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_file_is_private_before_it_holds_anything(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a umask of 0 nobody else could open the new file, not even before its rights were set."""
     born: list[os.stat_result] = []
     real = os.chmod
@@ -76,9 +74,7 @@ def test_a_new_file_is_private_before_it_holds_anything(
     assert (stat.S_IMODE(new.st_mode), new.st_size) == (0o600, 0)
 
 
-def test_the_value_is_on_the_disk_before_it_has_its_name(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_value_is_on_the_disk_before_it_has_its_name(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is synced, then renamed, then its folder is synced: no power cut leaves less than a value."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
@@ -341,9 +337,7 @@ def test_a_forked_child_waits_for_the_holder_and_no_longer(store: FileStore) -> 
 
     holder = threading.Thread(target=hold)
     holder.start()
-    places.wait_until(
-        lambda: (store.directory / "locks").exists() and any((store.directory / "locks").iterdir())
-    )
+    places.wait_until(lambda: (store.directory / "locks").exists() and any((store.directory / "locks").iterdir()))
     time.sleep(0.1)
     threading.Timer(0.5, leave.set).start()
     assert places.forked(work)

@@ -225,9 +225,7 @@ def test_without_a_vault(operation: str) -> None:
     """A machine without a backend raises an error that names what to take instead."""
     keyring.set_keyring(fail.Keyring())  # type: ignore[no-untyped-call]
     arguments: tuple[Any, ...] = ("key", "value") if operation == "set" else ("key",)
-    with pytest.raises(
-        NoKeyringError, match="install a backend for it, or .* FileStore, encrypted by EncryptedStore"
-    ):
+    with pytest.raises(NoKeyringError, match="install a backend for it, or .* FileStore, encrypted by EncryptedStore"):
         getattr(KeyringStore(), operation)(*arguments)
 
 

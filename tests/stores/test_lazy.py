@@ -29,9 +29,7 @@ def test_a_store_loads_its_own_dependencies_only(name: str) -> None:
         "print(sorted({name.split('.')[-1] for name in ours}))\n"
         f"print(sorted(name for name in {sorted(EVERY)} if name in sys.modules))\n"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.splitlines()
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
     module = name.removesuffix("Store").lower()
     ours = {module} | {"KeyringStore": {"file"}, "SQLStore": {"file"}, "EncryptedStore": {"protocol"}}.get(name, set())
     # redis-py loads cryptography where it is installed.

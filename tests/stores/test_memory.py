@@ -76,9 +76,7 @@ def test_a_child_forked_by_the_holder_leaves_the_block() -> None:
         assert places.forked(work)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, copy.copy, lambda store: pickle.loads(pickle.dumps(store))]
-)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda store: pickle.loads(pickle.dumps(store))])
 def test_copies_have_the_values_and_no_locks(duplicate: Callable[[MemoryStore], MemoryStore]) -> None:
     """A copy made while a lock is held starts with the values, free locks, and goes its own way."""
     store = MemoryStore(lock_timeout=0.1)

@@ -92,9 +92,7 @@ def test_an_answer_that_is_lost_leaves_no_lock(redis_socket: str, fresh_name: st
     pool.disconnect()
 
 
-def test_a_lost_lease_is_told_and_takes_nothing_from_the_next_holder(
-    client: redis.Redis, fresh_name: str
-) -> None:
+def test_a_lost_lease_is_told_and_takes_nothing_from_the_next_holder(client: redis.Redis, fresh_name: str) -> None:
     """A holder whose lease ran out leaves with an error, and the lock of the next one stays."""
     slow, next_one = RedisStore(client, fresh_name, lease=0.1), RedisStore(client, fresh_name)
     block = next_one.lock("key")

@@ -351,9 +351,7 @@ def test_mysql_statements() -> None:
 
     class Connection:
         def scalar(self, statement: Any) -> int:
-            statements.append(
-                str(statement.compile(dialect=mysql.dialect(), compile_kwargs={"literal_binds": True}))
-            )
+            statements.append(str(statement.compile(dialect=mysql.dialect(), compile_kwargs={"literal_binds": True})))
             return len(statements) - 1
 
     connection: Any = Connection()
