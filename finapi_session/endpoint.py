@@ -47,6 +47,8 @@ Timeout = Union[float, tuple[Union[float, None], Union[float, None]], None]
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 #: Of these a password was surely not judged, so it may be sent again.
 _NOT_JUDGED = {429, 503}
+#: Here nobody was there to judge it.
+_NOBODY = {404, 405}
 _BY_STATUS: dict[int, type[TokenError]] = {
     400: InvalidGrantError,
     401: InvalidClientError,
@@ -76,6 +78,10 @@ class _Try(NamedTuple):
     request_id: str | None = None
 
 
+def _nothing() -> None:
+    """Do nothing, before a try."""
+
+
 class TokenEndpoint:
     """finAPI's token and revoke calls for one host session. It keeps no state between calls."""
 
@@ -95,13 +101,27 @@ class TokenEndpoint:
         self._retries = retries
         self._timeout = _shorter(timeout)
 
-    def fetch(self, credentials: Credentials, renewed: Token | None = None, *, patient: bool) -> Token:
+    def fetch(
+        self,
+        credentials: Credentials,
+        renewed: Token | None = None,
+        *,
+        patient: bool,
+        before_each_try: Callable[[], object] = _nothing,
+    ) -> Token:
         """Ask for a token: by the refresh token of *renewed* if given, else by password, else for the client.
 
-        What is passing is tried again if *patient*; a password only where finAPI surely did not judge it, since
-        each wrong one counts towards the user's lock. Raises a :class:`TokenError`.
+        Transient failures are tried again if *patient*; a password only where finAPI surely did not judge it, since
+        each wrong one counts towards the user's lock. *before_each_try* is called right before every single try; what
+        it raises comes through. Raises a :class:`TokenError`, with ``maybe_judged`` set where a password was sent
+        and may have been judged.
         """
-        attempt = self._persist(lambda: self._ask(credentials, renewed), patient, str(credentials))
+
+        def ask() -> _Try:
+            before_each_try()
+            return self._ask(credentials, renewed)
+
+        attempt = self._persist(ask, patient, str(credentials))
         assert attempt.token is not None
         return attempt.token
 
@@ -237,6 +257,8 @@ class _Judge:
             request_id=self.request_id,
         )
         error.retry_after = retry_after(response.headers.get("Retry-After"))
+        unclear = kind is TokenEndpointError and status not in _NOT_JUDGED | _NOBODY
+        error.maybe_judged = self._by_password and unclear
         if self._refreshing and kind is InvalidGrantError:
             error.args = ("finAPI refused the refresh token",)
             error.advice = "It is not sent again; the password is, if there is one."
@@ -250,11 +272,15 @@ class _Judge:
             raise error
         hopeless = self._hopeless(error)
         if hopeless is not None:
-            return _Try(error=self._unusable(hopeless))
+            redirected = isinstance(
+                error, requests.TooManyRedirects
+            )  # an answer, and it may be one to a wrong password
+            return _Try(error=self._unusable(hopeless, sent=redirected))
         unsent = _unsent(error)
         what = "no connection to finAPI's token endpoint" if unsent else "finAPI's token endpoint did not answer"
         cause = type(_reason(error) or error).__name__
-        return _Try(error=self._unusable(f"{what} ({cause})"), again=unsent or not self._by_password)
+        error_of_ours = self._unusable(f"{what} ({cause})", sent=not unsent)
+        return _Try(error=error_of_ours, again=unsent or not self._by_password)
 
     def _hopeless(self, error: OSError) -> str | None:
         """Return what is wrong if to try again would not help."""
@@ -272,10 +298,12 @@ class _Judge:
     def unreadable(self, reason: str) -> _Try:
         """Return what an answer amounts to that is no token answer; a password may have been counted."""
         what = f"finAPI's token endpoint gave an unreadable answer ({reason})"
-        return _Try(error=self._unusable(what), again=not self._by_password)
+        return _Try(error=self._unusable(what, sent=True), again=not self._by_password)
 
-    def _unusable(self, what: str) -> TokenEndpointError:
-        return TokenEndpointError(what, request_id=self.request_id)
+    def _unusable(self, what: str, *, sent: bool) -> TokenEndpointError:
+        error = TokenEndpointError(what, request_id=self.request_id)
+        error.maybe_judged = sent and self._by_password
+        return error
 
 
 def _clean(answer: dict[str, Any]) -> dict[str, Any]:

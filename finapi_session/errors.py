@@ -90,7 +90,11 @@ def raised_by_signal_handler(error: BaseException) -> bool:
 
 
 class TokenError(FinapiError):
-    """No access token could be had."""
+    """No access token could be obtained."""
+
+    #: Whether a password was sent and finAPI may have judged it, although its answer does not say so (it was lost, or
+    #: unreadable): sent again, a wrong one would count twice towards the user's lock.
+    maybe_judged: bool = False
 
 
 class InvalidClientError(TokenError):
@@ -183,3 +187,19 @@ _API_ADVICE: dict[int | None, str] = {
     451: "finAPI may not serve this for legal reasons.",
     510: "The bank wants more from the user: continue as the error's code says.",
 }
+
+#: Codes of RFC 6749, section 5.2, and of RFC 7591, section 3.2.2, that are about the client, whatever the status is.
+CLIENT_CODES = frozenset(
+    ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_client_metadata")
+)
+
+
+def is_about_refresh_token(error: FinapiError) -> bool:
+    """Tell whether *error*, the answer to a refresh grant, is about the refresh token, not the client that sent it.
+
+    A 400 without a code is no answer of an OAuth server (RFC 6749, section 5.2) but of a gateway before it.
+    """
+    code = (error.code or "").lower()  # finAPI's own shape of errors has capitals
+    if code in ("invalid_grant", "invalid_token"):
+        return True
+    return error.status == 400 and bool(code) and code not in CLIENT_CODES
