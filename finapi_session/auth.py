@@ -57,7 +57,7 @@ class BearerAuth(AuthBase):
         if not isinstance(sent, Bearer):
             return response
         if response.status_code != 401:
-            self._source.accepted()
+            self._source.accepted(sent)
             return response
         if not self.trusts(request.url):
             return response
@@ -67,9 +67,9 @@ class BearerAuth(AuthBase):
             return response
         replayed = _replay(response, token.authorization, **kwargs)
         if replayed.status_code == 401:
-            self._source.rejected(token)
+            self._source.rejected(token.authorization)
         else:
-            self._source.accepted()
+            self._source.accepted(token.authorization)
         return replayed
 
 

@@ -40,6 +40,11 @@ class Credentials:
         return self._digest("key", token_url, folded(self.username))
 
     @property
+    def seal(self) -> str:
+        """The secret by which what a store keeps is bound to this client."""
+        return self._digest("seal")
+
+    @property
     def fingerprint(self) -> str:
         """What tells this password from another one without telling the password; empty without one."""
         return "" if self.password is None else self._digest("password", folded(self.username), self.password)

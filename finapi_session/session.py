@@ -21,13 +21,14 @@ from requests.structures import CaseInsensitiveDict
 from urllib3.util import Retry
 
 from .auth import BearerAuth, bearer_auth_of
+from .cell import Cells
 from .endpoint import RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
 from .errors import RevocationError, raised_by_signal_handler
 from .events import Journal, Listener
+from .fallback import Fallback
 from .identity import Identity, Secret
-from .ledger import Ledger
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -97,10 +98,10 @@ class FinapiSession(requests.Session):
         self.timeout = timeout
         self.request_id = _request_ids(request_id)
         self.raise_for_error = raise_for_error
-        self.revoke_on_close = store is None if revoke_on_close is None else revoke_on_close
+        self.revoke_on_close = store is None and token is None if revoke_on_close is None else revoke_on_close
         self._leeway = _leeway(leeway)
         self._journal = Journal(self.environment.base_url, _listener(on_event))
-        self._ledger = Ledger(MemoryStore() if store is None else store, self._journal)
+        self._cells = Cells(Fallback(MemoryStore() if store is None else store, self._journal))
         self._endpoint = TokenEndpoint(
             self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
         )
@@ -176,7 +177,7 @@ class FinapiSession(requests.Session):
         """
         self._revoke_quietly()
         if self._parent is None:
-            self._ledger.settle_all()
+            self._cells.settle()
             super().close()
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
@@ -233,7 +234,7 @@ class FinapiSession(requests.Session):
             _roots.add(self)
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
-        return TokenSource(identity, self._endpoint, self._ledger, self._journal, self._leeway, token)
+        return TokenSource(identity, self._endpoint, self._cells, self._journal, self._leeway, token)
 
     def _revoke(self, source: TokenSource, *, patient: bool = True) -> None:
         source.revoke(None if source is self._client else BearerAuth(self._client, self.environment), patient=patient)

@@ -1,44 +1,51 @@
-"""When to ask for a token, who asks, and what then."""
+"""The tokens of one identity: the fast path, and what drives a renewal.
+
+Time has one table, in seconds; correctness rests on the merge of what is known, never on these bounds:
+
+================  =====  ===========================================================================
+token call        30     connect, headers and body (``endpoint.CALL``)
+renewal           45     all tries of one, with what is waited in between (``endpoint.RENEWAL``)
+lease             35     of a store's lock that has one: a call, extended before each try
+store's lock      50     waited for longer than a renewal takes (``lock_timeout`` of the stores)
+another thread    145    waited for: a store's lock, then a renewal by refresh token and by password
+================  =====  ===========================================================================
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+import random
 import time
-from contextlib import nullcontext
+from contextlib import closing, suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from requests.auth import AuthBase
 
+from . import renewal
+from .cell import LONGEST_PAUSE, Cell, Cells, Pause
 from .endpoint import TokenEndpoint
-from .errors import (
-    FinapiError,
-    InvalidClientError,
-    InvalidGrantError,
-    LoginRequiredError,
-    TokenEndpointError,
-    TokenError,
-    bare,
-    raised_by_signal_handler,
-)
+from .errors import TokenEndpointError, TokenError, raised_by_signal_handler
 from .events import Journal
+from .fallback import LOOK_AGAIN, StoreLock
+from .flight import Flight, Ticket
 from .identity import Credentials, Identity
-from .ledger import LOOK_AGAIN, Ledger
-from .record import NOTHING, Record, Refusal
-from .standing import STANDSTILL, Failure, Standing, Turn
+from .knowledge import NOTHING, Grant, Knowledge
+from .knowledge import rejected as buried
+from .renewal import Answer, Fetch, Flow, Load, Lock, Revoke, Save, Step, View, Want
 from .tokens import Bearer, Token
 
-_LAST_SECOND = 1.0
-# finAPI's wish not to be called is heeded for so many seconds at a time: it may be a mistake.
-_LONGEST_REST = 300.0
+#: Seconds that a thread waits for another one of its process, see the table above.
+TURN = 145.0
 
 
 class _Held(NamedTuple):
-    """The token in use, and until when (epoch seconds) nobody need think about it."""
+    """The token in use, and until when (epoch seconds) nobody need think about it while no more is *known*."""
 
     token: Token
     fresh_until: float
+    known: Knowledge
 
 
 class TokenSource:
@@ -51,31 +58,26 @@ class TokenSource:
         self,
         identity: Identity,
         endpoint: TokenEndpoint,
-        ledger: Ledger,
+        cells: Cells,
         journal: Journal,
         leeway: float = 60.0,
         token: Token | None = None,
     ) -> None:
         self.identity = identity
         self._endpoint = endpoint
-        self._ledger = ledger
+        self._cells = cells
         self._journal = journal
         self._leeway = leeway
-        self._record = NOTHING if token is None else Record(token, token.issued_at or 0.0)
-        #: What was held before a stored one was taken: the last resort of a user without a password.
-        self._spare = NOTHING
+        self._given = token
+        self._cell: Cell | None = None
+        self._fingerprint = ""
         self._held: _Held | None = None
-        self._standing = Standing()
-        self._secretless: Failure | None = None
-        self._turn = Turn()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_secretless": None}
+        self._turn = Flight()
 
     @property
     def held(self) -> Token | None:
         """The token in use, if there is one; nothing is asked."""
-        return self._record.token
+        return self._given if self._held is None else self._held.token
 
     def revocable(self) -> TokenSource:
         """Return a source of the same tokens, to revoke them: it keeps alive nothing that a password may come from."""
@@ -86,402 +88,266 @@ class TokenSource:
     def token(self, *, patient: bool = True) -> Token:
         """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`.
 
-        What is passing is tried again if *patient*.
+        What is transient is tried again if *patient*.
         """
-        held = self._held
-        if held is not None and time.time() < held.fresh_until:
+        held, cell = self._held, self._cell
+        if held is not None and cell is not None and held.known is cell.knowledge and time.time() < held.fresh_until:
             return held.token
-        if held is None or held.token.expired(time.time()):
-            return self._token_in_turn(patient)
-        self._renew_early(held)
-        return (self._held or held).token
+        held = self._look()
+        if held is not None and time.time() >= held.fresh_until:
+            self._renew_early(held)
+            held = self._look()
+        if held is not None:
+            return held.token
+        token = self._in_turn(None, patient=patient)
+        assert token is not None
+        return token
 
     def renew(self, rejected: Bearer) -> Token | None:
         """Return another token than the one that the API *rejected*, or ``None`` if finAPI has no better one.
 
         Raises a :class:`TokenError`.
         """
-        other = self._other_than(rejected)
-        if other is not None:
-            return other
-        entered = time.monotonic()
-        with self._turn.taken():
-            other = self._other_than(rejected)
-            if other is not None:
-                return other
-            need = self._need(entered, rejected)
-            if self._standing.stands_still(rejected):
-                return self._find(need)
-            token = self._obtain(need, entered)
-            if token.authorization != rejected:
-                return token
-            self._stand_still(rejected, "finAPI gives the rejected token again")
-            return None
+        return self._other_than(rejected) or self._in_turn(rejected)
 
-    def accepted(self) -> None:
+    def accepted(self, bearer: Bearer) -> None:
         """Note that the API took a token of ours."""
-        self._standing.accepted()
+        cell = self._cell
+        if cell is not None and cell.accepted is not bearer:
+            cell.accept(bearer)
 
-    def rejected(self, token: Token) -> None:
-        """Note that the API rejected *token*, had in place of another rejected one."""
-        seconds = self._standing.rejected(token.authorization)
+    def rejected(self, bearer: Bearer) -> None:
+        """Note that the API rejected a token that was obtained in place of another rejected one."""
+        cell = self._cell
+        if cell is None:
+            return
+        seconds = cell.reject(bearer)
         if seconds:
-            self._stand_still(token.authorization, "the API rejects what finAPI gives", seconds)
+            self._tell_pause("the API rejects what finAPI gives", seconds)
+        elif not cell.paused():
+            # Told to everybody, so that the next caller renews; whoever meets a 401 has his answer anyhow.
+            with suppress(TokenEndpointError):
+                self._drive(renewal.record(self._burial(cell, bearer)))
 
     def revoke(self, bearer: AuthBase | None = None, *, patient: bool) -> None:
-        """Revoke the identity's token, held or stored, and forget it and what finAPI refused.
+        """Revoke the identity's tokens, in use or stored, and forget them and what finAPI refused.
 
-        *bearer* is the client's; without it the token, being the client's own, proves itself. What is passing is
+        *bearer* is the client's; without it the token, being the client's own, proves itself. What is transient is
         tried again if *patient*. Raises :class:`RevocationError` and keeps the token, so that it can be tried again.
         """
-        with self._turn.taken():
-            credentials = self.identity.credentials()
-            key = self._key(credentials)
-            with self._ledger.lock(key):
-                for token in _grants(self._known(self._ledger.load(key), credentials)):
-                    if token.refresh_token or not token.expired(time.time()):
-                        self._endpoint.revoke(str(self.identity), token, bearer, patient=patient)
-                self._ledger.forget(key)
-                self._record, self._spare, self._held = NOTHING, NOTHING, None
-                self._standing.go_on()
+        with Ticket(self._turn) as turn:
+            self._boarded(turn)
+            credentials = self._resolve()
+            self._drive(renewal.revoke(credentials.fingerprint), _Caller(patient=patient, bearer=bearer))
+            self._held = None
 
-    def _token_in_turn(self, patient: bool) -> Token:
-        entered = time.monotonic()
-        with self._turn.taken():
-            held = self._held
-            if held is not None and not held.token.expired(time.time()):
+    def _look(self) -> _Held | None:
+        """Return the token to use by what this process knows; nothing is asked, neither the store nor for secrets."""
+        cell = self._cell
+        grant = None if cell is None else cell.knowledge.usable(self._fingerprint, time.time())
+        return None if cell is None or grant is None else self._hold(cell, grant)
+
+    def _hold(self, cell: Cell, grant: Grant) -> _Held:
+        now = time.time()
+        fresh_until = grant.fresh_until(self._leeway)
+        if fresh_until <= now:
+            fresh_until = cell.early_from
+        if cell.lags:
+            fresh_until = min(fresh_until, cell.early_from)
+        expires_at = math.inf if grant.token.expires_at is None else grant.token.expires_at
+        self._held = _Held(grant.token, min(fresh_until, expires_at), cell.knowledge)
+        return self._held
+
+    def _other_than(self, rejected: Bearer) -> Token | None:
+        held = self._look()
+        return None if held is None or held.token.authorization == rejected else held.token
+
+    def _in_turn(self, rejected: Bearer | None, *, patient: bool = True) -> Token | None:
+        """Let one thread renew; the others look again, or share its error."""
+        with Ticket(self._turn) as turn:
+            self._boarded(turn)
+            held = self._look()
+            if held is not None and held.token.authorization != rejected:
                 return held.token
-            return self._obtain(self._need(entered)._replace(patient=patient), entered)
+            shared = turn.failure()
+            if shared is not None:
+                raise shared
+            try:
+                return self._obtain(patient) if rejected is None else self._replace(rejected)
+            except Exception as error:
+                if not raised_by_signal_handler(error):
+                    turn.fail(error)
+                raise
+
+    def _obtain(self, patient: bool) -> Token:
+        credentials = self._resolve()
+        grant = self._drive(renewal.renew(self._want()), _Caller(credentials, patient))
+        assert grant is not None
+        return grant.token
+
+    def _replace(self, rejected: Bearer) -> Token | None:
+        """Bury the *rejected* token and renew, or only look for a sibling's while there is a pause."""
+        credentials, cell = self._resolve(), self._known_cell()
+        paused = cell.paused()
+        seconds = 0.0 if paused else cell.reject(rejected)
+        if seconds:
+            self._tell_pause("the API rejects what finAPI gives", seconds)
+        may_ask = not paused and not seconds
+        if may_ask:
+            cell.learn(self._burial(cell, rejected))
+        want = self._want(rejected=rejected, may_ask=may_ask)
+        grant = self._drive(renewal.renew(want), _Caller(credentials))
+        if grant is not None and grant.token.authorization != rejected:
+            return grant.token
+        if may_ask:
+            cell.pause = Pause(rejected, time.time() + LONGEST_PAUSE, LONGEST_PAUSE)
+            self._tell_pause("finAPI gives the rejected token again", LONGEST_PAUSE)
+        return None
 
     def _renew_early(self, held: _Held) -> None:
         """In the soft window one thread renews and the others go on. If that fails, nobody notices."""
-        if time.time() < self._standing.early_from:
+        cell = self._cell
+        if cell is None or cell.flight.busy:
             return
-        with self._standing.renewing.unless_taken() as first, self._turn.unless_taken() as free:
-            if first and free and self._held is held:
+        with Ticket(self._turn) as turn:
+            if turn.board(0) and self._held is held:
                 self._try_early(held)
 
     def _try_early(self, held: _Held) -> None:
+        retry_after, reason = 0.0, "the lock or the store cannot be had"
         try:
-            entered = time.monotonic()
-            self._obtain(self._need(entered, early=True), entered)
+            caller = _Caller(self._resolve(), patient=False, wait=0.0)
+            if self._drive(renewal.renew(self._want(early=True)), caller) is not None:
+                return
         except Exception as error:
             if raised_by_signal_handler(error):
                 raise
-            retry_after = error.retry_after if isinstance(error, FinapiError) else None
-            self._standing.early_from = self._next_try(held.token, retry_after)
-            self._held = _Held(held.token, self._standing.early_from)
-            reason = f"{type(error).__name__} before expiry: the token held goes on"
-            self._journal.tell("decided", str(self.identity), reason=reason)
+            retry_after, reason = getattr(error, "retry_after", None) or 0.0, type(error).__name__
+        self._known_cell().early_from = self._next_try(held.token, retry_after)
+        self._journal.tell("decided", str(self.identity), reason=f"{reason} before expiry: the token held goes on")
 
-    def _next_try(self, token: Token, retry_after: float | None) -> float:
+    def _next_try(self, token: Token, retry_after: float) -> float:
         """Return when to try again in the soft window: waiting as long as it has lasted, some six times in all."""
         opened, closes, now = token.renew_at(self._leeway), token.expires_at, time.time()
-        if closes is None or now < opened:  # it was for the store, which had not taken it
+        if closes is None or now < opened:  # it was for the store, which lacks something
             return now + LOOK_AGAIN
-        return min(closes, now + max(now - opened, (closes - opened) / 30, retry_after or 0.0))
+        wait = max(now - opened, (closes - opened) / 30) * random.uniform(1.0, 1.25)
+        return min(closes, now + max(wait, retry_after))
 
-    def _need(self, entered: float, rejected: Bearer | None = None, early: bool = False) -> _Need:
-        credentials = self._credentials(entered)
-        key = self._key(credentials)
-        self._standing = self._ledger.standing(key, credentials.fingerprint)
-        return _Need(credentials, key, rejected, early, patient=not early)
-
-    def _credentials(self, entered: float) -> Credentials:
-        """Ask for the secrets; who *entered* (monotonic seconds) while that failed another thread shares its error."""
-        failure = self._secretless
-        if failure is not None and failure.answers(entered):
-            raise failure.again()
-        try:
-            credentials = self.identity.credentials()
-        except Exception as error:
-            self._secretless = Failure(bare(error), time.monotonic(), 0.0)
-            raise
-        self._secretless = None
+    def _resolve(self) -> Credentials:
+        """Ask for the secrets, and take the cell that they lead to; what a callable raises comes through."""
+        credentials = self.identity.credentials()
+        before, fingerprint = self._cell, self._fingerprint
+        cell = self._cells.of(credentials, self._endpoint.environment.token_url)
+        self._cell, self._fingerprint = cell, credentials.fingerprint
+        if before is not None and before.key != cell.key:
+            self._move(before, fingerprint)
         return credentials
 
-    def _obtain(self, need: _Need, entered: float) -> Token:
-        """Take a usable token from the store, else ask finAPI for one; one thread and one process at a time.
+    def _known_cell(self) -> Cell:
+        assert self._cell is not None
+        return self._cell
 
-        Who *entered* (monotonic seconds) while another thread failed shares its error.
-        """
-        found = self._find(need)
-        if found is not None:
-            return found
-        # Who comes early has the turn already.
-        with nullcontext() if need.early else self._standing.renewing.taken(), self._ledger.lock(need.key):
-            self._ledger.settle(need.key)
-            return self._take(need, entered)
+    def _move(self, before: Cell, fingerprint: str) -> None:
+        """Take what is known along to a new client secret, which changes the keys; finAPI keeps users' tokens."""
+        grants = (grant for grant in before.knowledge.grants if grant.belongs_to(fingerprint))
+        moved = tuple(replace(grant, fingerprint=self._fingerprint) for grant in grants)
+        if self.identity.username is not None:
+            self._drive(renewal.record(Knowledge(moved, before.knowledge.rejections)))
+        self._cells.remove(before.key)
 
-    def _take(self, need: _Need, entered: float, again: bool = True) -> Token:
-        """Take the token at hand, or ask; *again*, once, if a refresh token was refused and there may be another."""
-        stored = self._ledger.load(need.key)
-        known = self._known(stored, need.credentials)
-        at_hand = self._at_hand(known, need)
-        if at_hand is not None:
-            return self._adopt(need, stored, at_hand)
-        failure = self._standing.failure
-        if failure is not None and failure.answers(entered):
-            raise failure.again()
+    def _want(self, **changes: Any) -> Want:
+        label, user = str(self.identity), self.identity.username is not None
+        return Want(label, user, self._fingerprint, self._leeway, **changes)
+
+    def _drive(self, flow: Flow, caller: _Caller | None = None) -> Grant | None:
+        """Do what *flow* says, step by step, and hold what it returns. Locks are given back on every way out."""
+        cell, caller = self._known_cell(), caller or _Caller()
+        before, answer = cell.knowledge, None
+        with Ticket(cell.flight) as ticket, self._cells.fallback.lock(cell.key) as lock, closing(flow):
+            try:
+                while True:
+                    answer = self._perform(flow.send(answer), cell, caller, ticket, lock)
+            except StopIteration as done:
+                grant: Grant | None = done.value
+        if grant is not None:
+            self._hold(cell, grant)
+            if before.find(grant.token.access_token) is None and not caller.asked:
+                expires_in = None if grant.token.expires_at is None else grant.token.expires_at - time.time()
+                self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
+        return grant
+
+    def _perform(self, step: Step, cell: Cell, caller: _Caller, ticket: Ticket, lock: StoreLock) -> Any:
+        if isinstance(step, Load):
+            return self._load(cell, step.refusals)
+        if isinstance(step, Lock):
+            return self._boarded(ticket, caller.wait) and lock.acquire()
+        if isinstance(step, Save):
+            return self._cells.save(cell, step.facts, fresh=step.fresh)
+        caller.asked = True
+        if isinstance(step, Revoke):
+            token = step.grant.token
+            return self._endpoint.revoke(str(self.identity), token, caller.bearer, patient=caller.patient)
+        return self._fetch(step, caller, ticket, lock)
+
+    def _load(self, cell: Cell, refusals: bool) -> View:
+        view = self._cells.load(cell, refusals=refusals)
+        given, self._given = self._given, None
+        if given is None:
+            return view
+        cell.learn(cell.knowledge.given(given, self._fingerprint))
+        return view._replace(knowledge=cell.knowledge)
+
+    def _fetch(self, step: Fetch, caller: _Caller, ticket: Ticket, lock: StoreLock) -> Answer:
+        """Ask finAPI, unless it failed another source of the identity while this one waited."""
+        shared = ticket.failure(self._fingerprint)
+        if isinstance(shared, TokenError):
+            return Answer(shared, time.time())
+        assert caller.credentials is not None
+        token = None if step.grant is None else step.grant.token
         try:
-            return self._ask(need, stored, known)
+            said: Token | TokenError = self._endpoint.fetch(
+                caller.credentials, token, patient=caller.patient, before_each_try=lock.extend
+            )
         except TokenError as error:
-            if again and _is_spent(error):
-                return self._take(need, entered, again=False)
-            if not need.early:
-                rest = min(error.retry_after or 0.0, _LONGEST_REST)
-                self._standing.failure = Failure(error.again(), time.monotonic(), rest)
-            raise
+            said = error.again()
+            if isinstance(error, TokenEndpointError) and caller.patient:
+                ticket.fail(error, self._fingerprint)
+        return Answer(said, time.time())
 
-    def _find(self, need: _Need) -> Token | None:
-        """Take a usable token from the store, if that is where the newest one is."""
-        if need.key in self._ledger.unsaved:
-            return None
-        stored = self._ledger.load(need.key)
-        newest = self._known(stored, need.credentials)[0]
-        return self._adopt(need, stored, newest) if newest is stored and self._serves(stored, need) else None
+    def _burial(self, cell: Cell, bearer: Bearer) -> Knowledge:
+        grant = cell.knowledge.find(bearer.partition(" ")[2])
+        return NOTHING if grant is None else buried([grant.access_id], cell.knowledge.serial + 1)
 
-    def _known(self, stored: Record, credentials: Credentials) -> list[Record]:
-        """Return what is held and what is stored for this very password, as far as they count, the newer one first."""
-        ours = credentials.password is None or stored.fingerprint == credentials.fingerprint
-        known = [self._record]
-        if ours and stored.token is not None:
-            known = [self._record, stored] if self._record.newer_than(stored) else [stored, self._record]
-        # Who has no password cannot get another token: for them the older ones count, too, if nothing else is left.
-        return [*known, self._spare] if _lives_on_tokens(credentials) else known[:1]
+    def _boarded(self, ticket: Ticket, seconds: float = TURN) -> bool:
+        """Wait for the other threads; raises :class:`TokenEndpointError` if they take longer than so many *seconds*."""
+        boarded = ticket.board(seconds)
+        if seconds and not boarded:
+            raise TokenEndpointError(f"another thread has been renewing the token for {seconds:.0f} s")
+        return boarded
 
-    def _at_hand(self, known: list[Record], need: _Need) -> Record | None:
-        """Return the first record that serves; older ones only at expiry, and if no newer one can be renewed."""
-        for record in known:
-            renewable = _refresh_token(record.token) is not None
-            # Renewing what was set aside tells for sure whether it is good.
-            if self._serves(record, need) and not (renewable and record is self._spare):
-                return record
-            if need.early or renewable:
-                return None
-        return None
-
-    def _serves(self, record: Record, need: _Need) -> bool:
-        now, token = time.time(), record.token
-        if token is None or token.authorization == need.rejected or token.expired(now):
-            return False
-        return not need.early or now < record.fresh_until(self._leeway)
-
-    def _adopt(self, need: _Need, stored: Record, record: Record) -> Token:
-        """Hold the token of *record*; the caller's own is stored, but not over one that others live on."""
-        fingerprint = need.credentials.fingerprint
-        spare = stored.fingerprint == fingerprint and _refresh_token(stored.token) is None
-        if record is not stored and (stored.token is None or spare):
-            record = stored.next(record.serial, token=record.token, fingerprint=fingerprint)
-            self._ledger.save(need.key, record)
-        if _lives_on_tokens(need.credentials):
-            self._set_aside(record, need)
-        token = self._hold(record, self._ledger.look_again(need.key))
-        expires_in = None if token.expires_at is None else token.expires_at - time.time()
-        self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
-        return token
-
-    def _set_aside(self, record: Record, need: _Need) -> None:
-        """Keep what is held, if *record* that takes its place is of another grant, and nothing else can be had."""
-        held = self._record.token
-        if held is None or record.token is None or _same_grant(held, record.token):
-            return
-        if held.authorization == need.rejected:
-            held = replace(held, expires_at=time.time())
-        self._spare = replace(self._record, token=held)
-
-    def _hold(self, record: Record, look_again: float = math.inf) -> Token:
-        assert record.token is not None
-        self._standing.failure = None
-        fresh_until = min(record.fresh_until(self._leeway), look_again)
-        self._record, self._held = record, _Held(record.token, fresh_until)
-        return record.token
-
-    def _ask(self, need: _Need, stored: Record, known: list[Record]) -> Token:
-        """Ask finAPI, and keep what it says before it is used: a token or a refusal."""
-        last = next((record for record in known if _refresh_token(record.token) is not None), known[0])
-        refusal = stored.refusal(need.credentials.fingerprint, time.time())
-        if refusal is not None and (refusal.until is not None or _refresh_token(last.token) is None):
-            raise refusal.to_error()
-        try:
-            token = self._exchange(need, last.token, refusal)
-        except TokenError as error:
-            self._keep_refusal(need, error)
-            raise
-        return self._keep(need, stored, last, token)
-
-    def _exchange(self, need: _Need, last: Token | None, refusal: Refusal | None) -> Token:
-        """Get a token by the refresh token; without one, or if it is refused, by the password, once."""
-        if need.credentials.username is None:
-            return self._endpoint.fetch(need.credentials, patient=need.patient)
-        shared = self._shared(need, refusal)
-        if shared is not None:
-            return shared
-        answer = self._refresh(need, last)
-        if isinstance(answer, Token):
-            return answer
-        if need.credentials.password is not None and refusal is None:
-            return self._sign_in(need)
-        raise _hopeless(self.identity, answer, refusal)
-
-    def _shared(self, need: _Need, refusal: Refusal | None) -> Token | None:
-        """Where others renew with our refresh token, get the token that they have: by the password."""
-        if need.rejected is not None:
-            self._standing.lost(need.rejected)
-        if need.early or refusal is not None or not self._standing.contested:
-            return None
-        token = self._sign_in(need)
-        if token.authorization == need.rejected:
-            self._standing.uncontested()
-        return token
-
-    def _sign_in(self, need: _Need) -> Token:
-        token = self._endpoint.fetch(need.credentials, patient=need.patient)
-        self._standing.signed_in()
-        return token
-
-    def _refresh(self, need: _Need, last: Token | None) -> Token | TokenError | None:
-        """Return the token that finAPI gives for the refresh token of *last*, if it has one, or finAPI's refusal."""
-        if last is None or last.refresh_token is None:
-            return None
-        try:
-            token = self._endpoint.fetch(need.credentials, last, patient=need.patient)
-        except (InvalidGrantError, InvalidClientError) as error:
-            if _is_about_the_token(error):
-                self._spend(need, last)
-            return error.again()
-        if token.refresh_token == last.refresh_token:  # else nobody else can renew with it
-            self._standing.refreshed(token.authorization)
-        return token
-
-    def _keep(self, need: _Need, stored: Record, known: Record, token: Token) -> Token:
-        """Keep the *token* that finAPI gave, and hold it."""
-        now, last, sticky = time.time(), known.token, False
-        if last is not None and token.access_token == last.access_token:
-            if last.authorization == need.rejected:
-                return token
-            token, sticky = _same_again(last, token, now, need.early), need.early
-        fingerprint = need.credentials.fingerprint or known.fingerprint
-        now = max(now, known.serial + 0.001)
-        record = stored.next(now, token=token, fingerprint=fingerprint, sticky=sticky)
-        self._ledger.save(need.key, record)
-        self._standing.given(token.authorization)
-        if known is self._spare:
-            self._spare = NOTHING
-        return self._hold(record, self._ledger.look_again(need.key))
-
-    def _spend(self, need: _Need, refused: Token) -> None:
-        """Drop the refresh token of *refused*, which finAPI refused; the access token in use may be good still."""
-        self._record = self._record.without(refused)
-        if self._spare.without(refused) is not self._spare:
-            self._spare = NOTHING
-        stored = self._ledger.load(need.key)
-        spent = stored.without(refused)
-        if spent is not stored:
-            self._ledger.save(need.key, spent.next(time.time()))
-
-    def _keep_refusal(self, need: _Need, error: TokenError) -> None:
-        """Keep *error* if finAPI judged, for all processes; for good if only another password or token helps."""
-        if error.status is None or isinstance(error, TokenEndpointError):
-            return
-        now, stored = time.time(), self._ledger.load(need.key)
-        wrong = isinstance(error, InvalidGrantError) and need.credentials.password is not None
-        refusal = Refusal.of(error, for_good=wrong or _is_spent(error), now=now)
-        refusals = stored.refused(need.credentials.fingerprint, refusal)
-        self._ledger.save(need.key, stored.next(now, refusals=refusals))
-
-    def _other_than(self, rejected: Bearer) -> Token | None:
-        held = self._held
-        if held is None or held.token.authorization == rejected or held.token.expired(time.time()):
-            return None
-        return held.token
-
-    def _stand_still(self, rejected: Bearer, reason: str, seconds: float = STANDSTILL) -> None:
-        self._standing.stand_still(rejected, seconds)
-        reason = f"{reason}: it is not renewed again for {seconds:.0f} s"
+    def _tell_pause(self, reason: str, seconds: float) -> None:
+        reason = f"{reason}: it is not renewed again for {seconds:g} s"
         self._journal.tell("decided", str(self.identity), reason=reason)
 
-    def _key(self, credentials: Credentials) -> str:
-        return credentials.key(self._endpoint.environment.token_url)
 
+class _Caller:
+    """Whoever waits for a flow: with which *credentials*, whether *patient*, how many seconds for other threads.
 
-class _Need(NamedTuple):
-    """What is wanted: a token for *credentials*, but not the *rejected* one.
-
-    *early* if there is one still good, *patient* if what is passing is tried again.
+    *bearer* is the client's, to revoke with.
     """
 
-    credentials: Credentials
-    key: str
-    rejected: Bearer | None
-    early: bool
-    patient: bool
+    __slots__ = ("credentials", "patient", "wait", "bearer", "asked")
 
-
-def _lives_on_tokens(credentials: Credentials) -> bool:
-    """Tell whether they are a user's without a password, who cannot get another token."""
-    return credentials.username is not None and credentials.password is None
-
-
-def _grants(known: list[Record]) -> list[Token]:
-    """Return the tokens, one of each grant, the newer one first."""
-    tokens: list[Token] = []
-    for record in known:
-        if record.token is not None and not any(_same_grant(record.token, token) for token in tokens):
-            tokens.append(record.token)
-    return tokens
-
-
-def _same_grant(one: Token, other: Token) -> bool:
-    """Tell whether what renews or revokes *one* does so to the *other*."""
-    same_refresh_token = one.refresh_token is not None and one.refresh_token == other.refresh_token
-    return same_refresh_token or one.access_token == other.access_token
-
-
-def _refresh_token(token: Token | None) -> str | None:
-    return None if token is None else token.refresh_token
-
-
-def _same_again(last: Token, token: Token, now: float, early: bool) -> Token:
-    """Return what to make of finAPI giving the token that we know (a sticky one).
-
-    Before its expiry nothing new is known. After it, ``expires_in`` 0 is a token's last second, not "never",
-    unless that second was granted before.
-    """
-    if early:
-        return replace(token, expires_at=last.expires_at, issued_at=last.issued_at)
-    if token.expires_at is None and last.lifetime > _LAST_SECOND:
-        return replace(token, expires_at=now + _LAST_SECOND, issued_at=now)
-    return token
-
-
-def _is_spent(error: TokenError) -> bool:
-    """Tell whether *error* is that of a user whose refresh token finAPI refused."""
-    return isinstance(error, LoginRequiredError) and _is_about_the_token(error)
-
-
-def _is_about_the_token(error: TokenError) -> bool:
-    """Tell whether finAPI refused the refresh token itself, rather than the client that sent it."""
-    # A 400 without a code is no answer of an OAuth server (RFC 6749, section 5.2) but of something on the way to it.
-    plain = error.status == 400 and bool(error.code) and not _is_about_the_client(error)
-    return plain or _code(error) in ("invalid_grant", "invalid_token")
-
-
-def _is_about_the_client(error: TokenError) -> bool:
-    return _code(error) == "invalid_client"
-
-
-def _code(error: TokenError) -> str:
-    """Return finAPI's code as the RFC spells it: finAPI's own shape of errors has capitals."""
-    return (error.code or "").lower()
-
-
-def _hopeless(identity: Identity, refused: TokenError | None, refusal: Refusal | None) -> TokenError:
-    """Return why there is no token: finAPI *refused* the refresh token, or, before, the password as well."""
-    if refused is not None and _is_about_the_client(refused):
-        return refused
-    if refusal is not None:
-        return refusal.to_error()
-    if refused is None:
-        return LoginRequiredError(f"there is no token for {identity}")
-    return LoginRequiredError(f"finAPI refused the refresh token of {identity}", **refused.facts())
+    def __init__(
+        self,
+        credentials: Credentials | None = None,
+        patient: bool = True,
+        wait: float = TURN,
+        bearer: AuthBase | None = None,
+    ) -> None:
+        self.credentials = credentials
+        self.patient = patient
+        self.wait = wait
+        self.bearer = bearer
+        self.asked = False

@@ -102,11 +102,11 @@ class Token:
     def renew_at(self, leeway: float) -> float:
         """Return the epoch second from which to look for a new token: *leeway* seconds before expiry.
 
-        A short-lived token keeps nine tenths of its life; one that never expires is never looked after.
+        A short-lived token keeps half of its life; one that never expires is never looked after.
         """
         if self.expires_at is None:
             return math.inf
-        return self.expires_at - min(leeway, self.lifetime / 10)
+        return self.expires_at - min(leeway, self.lifetime / 2)
 
     def expired(self, now: float) -> bool:
         """Tell whether the token is past its expiry at *now* (epoch seconds)."""

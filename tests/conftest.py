@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from .clocks import Clock
 from .loopback import Authorities, Authority, Loopback
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def sandbox(running_sandbox: Sandbox) -> Iterator[Sandbox]:
     running_sandbox.reset()
     running_sandbox.add_user("alice", "her-password")
     yield running_sandbox
+
+
+@pytest.fixture
+def clock(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Our clock, which the test may set."""
+    return Clock(sandbox, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -368,7 +368,7 @@ _TOKEN = {"valid": "token valid", "expired": "token expired", "none": "no token"
 
 
 def _described(settings: Settings, login: Login) -> dict[str, object]:
-    token, now = settings.logins.record(login).token, time.time()
+    token, now = settings.logins.token(login), time.time()
     expires_at = None if token is None else token.expires_at
     valid = token is not None and not token.expired(now)
     return {
@@ -421,7 +421,7 @@ def _log_out(settings: Settings, login: Login) -> None:
     if environment.token_url == settings.environment.token_url:
         environment = settings.environment
     client = settings.client(environment, login.client_id)
-    stored = settings.logins.record(login).token
+    stored = settings.logins.token(login)
     # The token is handed over, since a client whose secret has changed finds nothing in the store.
     with settings.session(client, login.username, environment=environment, token=stored) as session:
         session.revoke()
@@ -433,7 +433,7 @@ def _log_out(settings: Settings, login: Login) -> None:
 def _list_client(settings: Settings, client: Client, environment: Environment) -> None:
     """List the client, if a user's logout had to get its token; forget its secret if nobody is left."""
     itself = Login.of(client, None, environment)
-    if settings.logins.record(itself).token is not None:
+    if settings.logins.token(itself) is not None:
         settings.logins.add(itself)
     here = {(login.client_id, login.environment.token_url) for login in settings.logins.all()}
     kept = kept_client(environment)

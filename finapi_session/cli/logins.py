@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
+from ..cell import refusals_key, unverified
 from ..environment import Environment
 from ..identity import Credentials, folded, label
-from ..record import NOTHING, Record
 from ..stores.protocol import TokenStore
+from ..tokens import Token
 
 _INDEX = "finapi-session command line: identities"
 _SERVICE = "finapi_session.client"
@@ -82,15 +83,15 @@ class Logins:
         with self._storing(), self._store.lock(_INDEX):
             self._write([other for other in self._listed() if other != login])
             self._store.delete(login.key)
+            self._store.delete(refusals_key(login.key))
 
-    def record(self, login: Login) -> Record:
-        """Return what the store keeps of *login*."""
+    def token(self, login: Login) -> Token | None:
+        """Return the token that the store keeps of *login*, the newest one."""
         with self._storing():
             text = self._store.get(login.key)
-        try:
-            return NOTHING if text is None else Record.loads(text)
-        except ValueError:
-            return NOTHING
+        with suppress(ValueError):
+            return next((grant.token for grant in unverified(text or "").grants), None)
+        return None
 
     def _listed(self) -> list[Login]:
         text = self._store.get(_INDEX)

@@ -1,0 +1,220 @@
+"""What this process knows of an identity, and how that meets the store."""
+
+from __future__ import annotations
+
+import hmac
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from .fallback import LOOK_AGAIN, Fallback
+from .flight import Flight, Ticket
+from .identity import Credentials
+from .knowledge import MOST_TEXT, NOTHING, Knowledge
+from .redaction import Redacted
+from .renewal import View
+from .tokens import Bearer
+
+# Enough for the identities of a busy process; one that the store lacks is never forgotten.
+_MOST_CELLS = 1000
+#: Seconds for which a token is not renewed again after the API rejected those that finAPI had just given.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+_FORMAT = "2"
+
+# By process, so that a forked child never waits for a thread that only its parent has.
+_merging: dict[int, threading.RLock] = {}
+
+
+class Pause(NamedTuple):
+    """Until when (epoch seconds) *bearer*, which the API rejected as soon as it was used, is not renewed again."""
+
+    bearer: Bearer
+    until: float
+    seconds: float
+
+
+class Cell:
+    """The state of one identity in a process, shared by all of its sources however short they live.
+
+    ``knowledge`` is what is known, ``stored`` what the store is known to have, ``accepted`` what the API took last,
+    ``early_from`` when (epoch seconds) an early renewal may be tried again. A copy starts anew but for what is known.
+    """
+
+    __slots__ = ("key", "seal", "knowledge", "stored", "accepted", "pause", "early_from", "flight")
+
+    def __init__(self, key: str, seal: str) -> None:
+        self.key = key
+        self.seal = seal
+        self.knowledge = NOTHING
+        self.stored = NOTHING
+        self.accepted: Bearer | None = None
+        self.pause: Pause | None = None
+        self.early_from = -math.inf
+        self.flight = Flight()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.key, self.seal, self.knowledge, self.stored)
+
+    def learn(self, facts: Knowledge) -> None:
+        """Merge *facts* into what is known."""
+        with _merging.setdefault(os.getpid(), threading.RLock()):
+            self.knowledge = self.knowledge.merge(facts)
+
+    @property
+    def lags(self) -> bool:
+        """Whether the store lacks something that is known."""
+        return self.stored.merge(self.knowledge) != self.stored
+
+    def accept(self, bearer: Bearer) -> None:
+        """Note that the API took *bearer*: a token that lives ends the pause of another one."""
+        self.accepted = bearer
+        if self.pause is not None and self.pause.bearer != bearer:
+            self.pause = self.pause._replace(until=min(self.pause.until, time.time()))
+
+    def paused(self) -> bool:
+        """Tell whether nothing is to be renewed now; a clock that was set back does not prolong it."""
+        return self.pause is not None and 0 < self.pause.until - time.time() <= LONGEST_PAUSE
+
+    def reject(self, bearer: Bearer) -> float:
+        """Note that the API rejected *bearer*; return the seconds for which it is not renewed.
+
+        They double with each token in a row that the API never took, as if finAPI's tokens were of no use.
+        """
+        if self.accepted == bearer or (self.pause is not None and self.pause.bearer == bearer):
+            return 0.0
+        now, seconds = time.time(), 0.0
+        if self.pause is not None and abs(now - self.pause.until) <= LONGEST_PAUSE:
+            seconds = min(max(SHORTEST_PAUSE, 2 * self.pause.seconds), LONGEST_PAUSE)
+        self.pause = Pause(bearer, now + seconds, seconds)
+        return seconds
+
+
+def _restored(key: str, seal: str, knowledge: Knowledge, stored: Knowledge) -> Cell:
+    cell = Cell(key, seal)
+    cell.knowledge, cell.stored = knowledge, stored
+    return cell
+
+
+class Cells:
+    """The cells of a process, over one store."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        self.fallback = fallback
+        self._cells: dict[str, Cell] = {}
+
+    def of(self, credentials: Credentials, token_url: str) -> Cell:
+        """Return the cell of an identity."""
+        key = credentials.key(token_url)
+        cell = self._cells.get(key) or self._cells.setdefault(key, Cell(key, credentials.seal))
+        if len(self._cells) > _MOST_CELLS:
+            self._forget_one(cell)
+        return cell
+
+    def load(self, cell: Cell, *, refusals: bool) -> View:
+        """Merge what the store has into what is known."""
+        read, stored = self._read(cell, cell.key, Knowledge.loads)
+        if read:
+            stored = Knowledge(stored.grants, stored.rejections, cell.stored.refusals)
+            cell.stored = stored
+            cell.learn(stored)
+        if refusals:
+            answered, refused = self._read(cell, refusals_key(cell.key), Knowledge.loads_refusals)
+            if answered:
+                cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, refused.refusals)
+                cell.learn(refused)
+        now = time.time()
+        return View(cell.knowledge, now, read, cell.lags and now >= cell.early_from)
+
+    def save(self, cell: Cell, facts: Knowledge, *, fresh: bool = False) -> View:
+        """Merge *facts*, and what the store has, into what is known, and write what the store lacks.
+
+        A token is written only after reading, or *fresh* from finAPI; a refusal is written even blind.
+        """
+        cell.learn(facts)
+        view = self.load(cell, refusals=True)
+        known, stored = cell.knowledge, cell.stored
+        if (view.read or fresh) and (known.grants, known.rejections) != (stored.grants, stored.rejections):
+            if self.fallback.set(cell.key, _sealed(cell, cell.key, known.dumps())):
+                cell.stored = Knowledge(known.grants, known.rejections, cell.stored.refusals)
+        if known.refusals != stored.refusals:
+            key = refusals_key(cell.key)
+            if self.fallback.set(key, _sealed(cell, key, known.dumps_refusals())):
+                cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, known.refusals)
+        if cell.lags:
+            cell.early_from = max(cell.early_from, time.time() + LOOK_AGAIN)
+        return view._replace(knowledge=known)
+
+    def settle(self) -> None:
+        """Write what the store lacks, cell after cell, until the store fails."""
+        for cell in list(self._cells.values()):
+            if cell.lags:
+                with Ticket(cell.flight) as ticket, self.fallback.lock(cell.key) as lock:
+                    ticket.board(0)
+                    lock.acquire()
+                    self.save(cell, NOTHING)
+                if cell.lags:
+                    return
+
+    def remove(self, key: str) -> None:
+        """Keep nothing under *key*, here or in the store."""
+        self._cells.pop(key, None)
+        for name in (key, refusals_key(key)):
+            self.fallback.delete(name)
+
+    def _read(self, cell: Cell, key: str, loads: Callable[[str], Knowledge]) -> tuple[bool, Knowledge]:
+        """Return whether the store answered, and what it has under *key*: nothing, if that is not ours."""
+        read = self.fallback.get(key)
+        if read.text is None:
+            return read.answered, NOTHING
+        try:
+            return True, loads(_unsealed(cell, key, read.text))
+        except ValueError as error:
+            self.fallback.warn("get", f"what it holds is {error}, and is taken for nothing")
+            return True, NOTHING
+
+    def _forget_one(self, busy: Cell) -> None:
+        for key, cell in list(self._cells.items()):
+            if cell is not busy and not cell.flight.busy and not cell.lags:
+                self._cells.pop(key, None)
+                return
+
+
+def refusals_key(key: str) -> str:
+    """Return the key of the refusals: a key of their own, so that neither can cover the tokens nor be covered."""
+    return f"{key}-refusals"
+
+
+def unverified(sealed: str) -> Knowledge:
+    """Return the grants in what a store keeps, for whoever only shows or revokes them, or raise ``ValueError``."""
+    version, _, rest = sealed.partition(".")
+    if version != _FORMAT or len(sealed) > MOST_TEXT:
+        raise ValueError("not ours")
+    return Knowledge.loads(rest.partition(".")[2])
+
+
+def _sealed(cell: Cell, key: str, text: str) -> str:
+    """Return *text* bound to its key and client: whoever cannot make the seal can neither forge it nor move it."""
+    return Redacted(f"{_FORMAT}.{_seal(cell, key, text)}.{text}")
+
+
+def _unsealed(cell: Cell, key: str, sealed: object) -> str:
+    """Return the text that was sealed, or raise ``ValueError``."""
+    if not isinstance(sealed, str):
+        raise ValueError(f"no text but {type(sealed).__name__}")
+    if len(sealed) > MOST_TEXT:
+        raise ValueError("too long")
+    version, _, rest = sealed.partition(".")
+    seal, _, text = rest.partition(".")
+    if version != _FORMAT:
+        raise ValueError("of another version, or not ours")
+    if not hmac.compare_digest(seal.encode("utf-8", "replace"), _seal(cell, key, text).encode()):
+        raise ValueError("not sealed by this client for this identity")
+    return Redacted(text)
+
+
+def _seal(cell: Cell, key: str, text: str) -> str:
+    return hmac.new(cell.seal.encode(), f"{key}\n{text}".encode("utf-8", "replace"), sha256).hexdigest()

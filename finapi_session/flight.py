@@ -1,0 +1,98 @@
+"""One flight at a time among the threads of a process, and one result for all who waited."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from .errors import bare
+
+# Greenlets that share a thread wait by sleeping, which lets the one that flies go on.
+_POLL_SECONDS = 0.005
+
+_REENTERED = "on_event and callable secrets must not ask for a token while one is being asked for"
+
+#: Flights that are under way in this context, that is: whoever asks again is called by the flight itself.
+_aboard: ContextVar[frozenset[int]] = ContextVar("finapi_session_flights", default=frozenset())
+
+
+class _Failure(NamedTuple):
+    error: Exception
+    at: float
+    whose: str
+
+
+class Flight:
+    """Lets one thread at a time through. A copy, and a forked child, start with nobody in flight."""
+
+    __slots__ = ("flying", "failure")
+
+    def __init__(self) -> None:
+        #: Who flies, by process, so that a forked child never waits for a thread that only its parent has.
+        self.flying: dict[int, Ticket] = {}
+        self.failure: _Failure | None = None
+
+    def __reduce__(self) -> tuple[type[Flight], tuple[()]]:
+        return Flight, ()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody flies."""
+        return os.getpid() in self.flying
+
+
+class Ticket:
+    """A place in *flight*, for a ``with`` statement: taken by :meth:`board` if at all, given back at its end.
+
+    So an interruption at any point leaves no flight taken.
+    """
+
+    __slots__ = ("_flight", "_entered", "_landed", "_thread")
+
+    def __init__(self, flight: Flight) -> None:
+        self._flight = flight
+        self._entered = time.monotonic()
+        self._landed = threading.Event()
+        self._thread = threading.get_ident()
+
+    def board(self, seconds: float) -> bool:
+        """Wait at most so many *seconds*, and tell whether the place was taken.
+
+        Raises ``RuntimeError`` if the flight itself asks.
+        """
+        deadline = time.monotonic() + seconds
+        while (flying := self._flight.flying.setdefault(os.getpid(), self)) is not self:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if id(self._flight) in _aboard.get():
+                raise RuntimeError(_REENTERED)
+            if flying._thread == self._thread:
+                time.sleep(_POLL_SECONDS)
+            else:
+                flying._landed.wait(left)
+        _aboard.set(_aboard.get() | {id(self._flight)})
+        return True
+
+    def fail(self, error: Exception, whose: str = "") -> None:
+        """Let those who wait with the same credentials (*whose*) have this *error* as well."""
+        self._flight.failure = _Failure(bare(error), time.monotonic(), whose)
+
+    def failure(self, whose: str = "") -> Exception | None:
+        """Return what failed while this one waited, to be raised in another call."""
+        failure = self._flight.failure
+        if failure is None or failure.whose != whose or failure.at < self._entered:
+            return None
+        return bare(failure.error)
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._flight.flying.get(os.getpid()) is self:
+            _aboard.set(_aboard.get() - {id(self._flight)})
+            del self._flight.flying[os.getpid()]
+            self._landed.set()
