@@ -29,6 +29,10 @@ _FORMAT = "2"
 _merging: dict[int, threading.RLock] = {}
 
 
+class Foreign(ValueError):
+    """A stored value is not ours; the message says why, and shows nothing of it."""
+
+
 class Pause(NamedTuple):
     """Until when (epoch seconds) *bearer*, which the API rejected as soon as it was used, is not renewed again."""
 
@@ -138,11 +142,11 @@ class Cells:
         view = self.load(cell, refusals=True)
         known, stored = cell.knowledge, cell.stored
         if (view.read or fresh) and (known.grants, known.rejections) != (stored.grants, stored.rejections):
-            if self.fallback.set(cell.key, _sealed(cell, cell.key, known.dumps())):
+            if self.fallback.set(cell.key, sealed(cell, cell.key, known.dumps())):
                 cell.stored = Knowledge(known.grants, known.rejections, cell.stored.refusals)
         if known.refusals != stored.refusals:
             key = refusals_key(cell.key)
-            if self.fallback.set(key, _sealed(cell, key, known.dumps_refusals())):
+            if self.fallback.set(key, sealed(cell, key, known.dumps_refusals())):
                 cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, known.refusals)
         if cell.lags:
             cell.early_from = max(cell.early_from, time.time() + LOOK_AGAIN)
@@ -171,10 +175,13 @@ class Cells:
         if read.text is None:
             return read.answered, NOTHING
         try:
-            return True, loads(_unsealed(cell, key, read.text))
-        except ValueError as error:
-            self.fallback.warn("get", f"what it holds is {error}, and is taken for nothing")
-            return True, NOTHING
+            return True, loads(unsealed(cell, key, read.text))
+        except Foreign as error:
+            reason = str(error)
+        except ValueError:
+            reason = "malformed"  # its own text may show what is there
+        self.fallback.warn("get", f"what it holds is {reason}, and is taken for nothing")
+        return True, NOTHING
 
     def _forget_one(self, busy: Cell) -> None:
         for key, cell in list(self._cells.items()):
@@ -196,23 +203,23 @@ def unverified(sealed: str) -> Knowledge:
     return Knowledge.loads(rest.partition(".")[2])
 
 
-def _sealed(cell: Cell, key: str, text: str) -> str:
+def sealed(cell: Cell, key: str, text: str) -> str:
     """Return *text* bound to its key and client: whoever cannot make the seal can neither forge it nor move it."""
     return Redacted(f"{_FORMAT}.{_seal(cell, key, text)}.{text}")
 
 
-def _unsealed(cell: Cell, key: str, sealed: object) -> str:
-    """Return the text that was sealed, or raise ``ValueError``."""
+def unsealed(cell: Cell, key: str, sealed: object) -> str:
+    """Return the text that was sealed, or raise :class:`Foreign`."""
     if not isinstance(sealed, str):
-        raise ValueError(f"no text but {type(sealed).__name__}")
+        raise Foreign(f"no text but {type(sealed).__name__}")
     if len(sealed) > MOST_TEXT:
-        raise ValueError("too long")
+        raise Foreign("too long")
     version, _, rest = sealed.partition(".")
     seal, _, text = rest.partition(".")
     if version != _FORMAT:
-        raise ValueError("of another version, or not ours")
+        raise Foreign("of another version, or not ours")
     if not hmac.compare_digest(seal.encode("utf-8", "replace"), _seal(cell, key, text).encode()):
-        raise ValueError("not sealed by this client for this identity")
+        raise Foreign("not sealed by this client for this identity")
     return Redacted(text)
 
 

@@ -38,6 +38,8 @@ MOST_REFUSALS = 64
 #: What a refusal is about: any token call for the identity, a login that nobody here can make, or a password.
 ASKING, LOGIN = "asking", "login"
 
+_LARGEST = 2**53
+
 _KINDS: dict[str, type[TokenError]] = {
     kind.__name__: kind
     for kind in (
@@ -113,7 +115,8 @@ class Grant:
     def from_dict(cls, kept: Mapping[str, Any]) -> Grant:
         """Return the grant that :meth:`to_dict` told of."""
         flags = {name: bool(kept[name]) for name in ("proven", "renewed", "sticky")}
-        return cls(Token.from_dict(kept["token"]), int(kept["serial"]), str(kept["fingerprint"]), **flags)
+        serial = _check_serial(kept["serial"])
+        return cls(Token.from_dict(kept["token"]), serial, str(kept["fingerprint"]), **flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +139,14 @@ class Refusal:
 
     def __post_init__(self) -> None:
         texts = (self.what, self.code, self.description, self.request_id)
-        numbers = (self.status, self.until, self.rest, self.serial, self.retry_after)
-        if self.error not in _KINDS or not all(map(_text_or_none, texts)) or not all(map(_number_or_none, numbers)):
+        numbers = (self.status, self.until, self.rest, self.retry_after)
+        _check_serial(self.serial)
+        if (
+            self.error not in _KINDS
+            or self.rest is None
+            or not all(map(_text_or_none, texts))
+            or not all(map(_number_or_none, numbers))
+        ):
             raise ValueError("not a refusal")
 
     @classmethod
@@ -289,7 +298,8 @@ class Knowledge:
         with _Malformed():
             kept = json.loads(text)
             grants = tuple(map(Grant.from_dict, kept["grants"]))
-            return NOTHING.merge(cls(grants, {str(name): int(serial) for name, serial in kept["rejections"].items()}))
+            rejections = {str(name): _check_serial(serial) for name, serial in kept["rejections"].items()}
+            return NOTHING.merge(cls(grants, rejections))
 
     @classmethod
     def loads_refusals(cls, text: str) -> Knowledge:
@@ -331,4 +341,10 @@ def _text_or_none(value: object) -> bool:
 
 
 def _number_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and math.isfinite(value))
+    return value is None or (isinstance(value, (int, float)) and abs(value) < _LARGEST)
+
+
+def _check_serial(value: object) -> int:
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise ValueError("not a serial")
+    return value

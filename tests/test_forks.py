@@ -22,6 +22,7 @@ import pytest
 from requests.adapters import HTTPAdapter
 
 from finapi_session import FileStore, FinapiSession, MemoryStore, TokenEndpointError, TokenStore
+from finapi_session.flight import Flight, Ticket
 
 from .stores import places
 
@@ -198,9 +199,9 @@ def test_forked_while_a_renewal_holds_the_locks(
     sandbox.latency = {CALLS: LATENCY}
     before = sandbox.count(CALLS)
     with busy_parent(sessions):
-        places.wait_until(lambda: source._turn._holder is not None)
+        places.wait_until(lambda: source._turn.busy)
         time.sleep(LATENCY / 5)
-        assert source._turn._holder and sandbox.count(CALLS) == before
+        assert source._turn.busy and sandbox.count(CALLS) == before
         worked = in_children(lambda: echoes(sessions, 20), tmp_path)
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
     # A shared store gives them the parent's new token; without one each makes a token call of its own.
@@ -265,13 +266,14 @@ def test_children_of_a_thread(sessions: list[FinapiSession], tmp_path: Path, san
 
 def test_a_child_forked_in_an_early_renewal_renews_early_itself(sandbox: Sandbox, tmp_path: Path) -> None:
     """The lock that lets only one thread renew early is free in a child."""
-    standing = sandbox.session()._own._standing
+    flight = Flight()
 
     def taken() -> Worked:
-        with standing.renewing.unless_taken() as free:
-            return Worked([] if free else ["taken"], 0.0)
+        with Ticket(flight) as ticket:
+            return Worked([] if ticket.board(0) else ["taken"], 0.0)
 
-    with standing.renewing.taken(), ThreadPoolExecutor(1) as pool:
+    with Ticket(flight) as ours, ThreadPoolExecutor(1) as pool:
+        assert ours.board(0)
         assert pool.submit(taken).result().wrong == ["taken"]
         worked = in_children(taken, tmp_path)
     assert [wrong for wrong, _ in worked] == [[]] * CHILDREN

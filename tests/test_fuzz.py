@@ -5,10 +5,12 @@ No sockets: an adapter of the tests' own answers, and tells where each request w
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,10 +37,11 @@ from finapi_session import (
     TokenError,
     raise_for_error,
 )
+from finapi_session.cell import Cell, refusals_key, sealed, unsealed
 from finapi_session.environment import Environment
 from finapi_session.error_body import ErrorBody, retry_after
 from finapi_session.identity import Credentials
-from finapi_session.record import Record, Refusal
+from finapi_session.knowledge import Grant, Knowledge, Refusal, password_subject
 
 fuzz = settings(
     max_examples=150,
@@ -319,13 +322,14 @@ def test_any_retry_after_in_an_answer(value: str) -> None:
 
 _CREDENTIALS = Credentials("id", "secret", "alice", "pw")
 _KEY = _CREDENTIALS.key(ENVIRONMENT.token_url)
-_RECORD = Record(
-    Token("stored-1", expires_at=4e9, refresh_token="stored-r", issued_at=3.9e9, scope="all"),
-    serial=3.0,
-    fingerprint=_CREDENTIALS.fingerprint,
-    sticky=True,
-    refusals={_CREDENTIALS.fingerprint: Refusal("InvalidGrantError", "refused", 400, "code", "said", "r-1", None)},
-)
+_CELL = Cell(_KEY, _CREDENTIALS.seal)
+_TOKEN = Token("stored-1", expires_at=4e9, refresh_token="stored-r", issued_at=3.9e9, scope="all")
+_SUBJECT = password_subject(_CREDENTIALS.fingerprint)
+_REFUSAL = Refusal("InvalidGrantError", "refused", 3, None, 0.0, 400, "code", "said", "r-1")
+_GRANT = Grant(_TOKEN, 3, _CREDENTIALS.fingerprint, proven=True, sticky=True)
+_GRANTS = json.loads(Knowledge((_GRANT,), {"dead": 2}).dumps())
+_GRANTS["grants"] = {"0": _GRANTS["grants"][0]}
+_RECORD = {"grants": _GRANTS, "refusals": json.loads(Knowledge(refusals={_SUBJECT: _REFUSAL}).dumps_refusals())}
 
 
 def _places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -335,8 +339,8 @@ def _places(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     return [path, *inner]
 
 
-_PLACES = _places(json.loads(_RECORD.dumps()))
-_IN_REFUSAL = ("refusals", _CREDENTIALS.fingerprint)
+_PLACES = _places(_RECORD)
+_IN_REFUSAL = ("refusals", _SUBJECT)
 _RAW_JUNK = [
     "1e999",
     "-1e999",
@@ -351,29 +355,35 @@ _RAW_JUNK = [
 _JUNK = st.one_of(_JSON.map(json.dumps), st.sampled_from(_RAW_JUNK), st.just(None))
 
 
-def _mutated(place: tuple[str, ...], junk: str | None, expired: bool) -> str:
-    """Return a good record with *junk* (``None``: nothing at all) at *place*."""
-    record = holder = json.loads(_RECORD.dumps())
+def _mutated(place: tuple[str, ...], junk: str | None, expired: bool) -> tuple[str, str]:
+    """Return what is known, grants and refusals, with *junk* (``None``: nothing at all) at *place*."""
+    record = holder = copy.deepcopy(_RECORD)
     if not place:
-        return junk or ""
+        return junk or "", junk or ""
     if expired:
-        record["token"].update(expires_at=2, issued_at=1)
+        record["grants"]["grants"]["0"]["token"].update(expires_at=2, issued_at=1)
     for name in place[:-1]:
         holder = holder[name]
     if junk is None:
         del holder[place[-1]]
     else:
         holder[place[-1]] = "\0here"
-    return json.dumps(record).replace('"\\u0000here"', junk or "")
+    grants = record.get("grants", {})
+    if isinstance(grants, dict) and isinstance(grants.get("grants"), dict):
+        grants["grants"] = list(grants["grants"].values())
+    texts = (json.dumps(part).replace('"\\u0000here"', junk or "") for part in (grants, record.get("refusals", {})))
+    return next(texts), next(texts)
 
 
-def _use(text: str) -> None:
-    """Let a session of the user, and one without her password, live on a store that holds *text*."""
-    with suppress(ValueError):
-        Record.loads(text)
+def _use(grants: str, refusals: str = "{}") -> None:
+    """Let a session of the user, and one without her password, live on a store that holds these texts, well sealed."""
+    for loads, text in ((Knowledge.loads, grants), (Knowledge.loads_refusals, refusals)):
+        with suppress(ValueError):
+            loads(text)
     for password in ("pw", None):
         store = MemoryStore()
-        store.set(_KEY, text)
+        for key, text in ((_KEY, grants), (refusals_key(_KEY), refusals)):
+            store.set(key, sealed(_CELL, key, text))
         session, adapter = _session(_finapi(lambda _: Answered()), username="alice", password=password, store=store)
         for call in (partial(session.get, "/api/v2/x"), session.fetch_token, session.revoke):
             try:
@@ -381,15 +391,17 @@ def _use(text: str) -> None:
             except (TokenError, RevocationError) as error:
                 _sound(error)
         adapter.check()
-        Record.loads(store.get(_KEY) or Record().dumps())
+        kept = store.get(_KEY)
+        if kept is not None and kept != sealed(_CELL, _KEY, grants):
+            Knowledge.loads(unsealed(_CELL, _KEY, kept))
 
 
 @fuzz
 @given(st.sampled_from([place for place in _PLACES if place[:2] != _IN_REFUSAL]), _JUNK, st.booleans())
 def test_a_record_with_junk_in_any_place(place: tuple[str, ...], junk: str | None, expired: bool) -> None:
     """A good record with junk in any one place is used or is a miss, never a crash."""
-    assume(place != ("token", "refresh_token") or junk != '"\\ud800"')
-    _use(_mutated(place, junk, expired))
+    assume(place[-1:] != ("refresh_token",) or junk != '"\\ud800"')
+    _use(*_mutated(place, junk, expired))
 
 
 @fuzz
@@ -399,7 +411,7 @@ def test_a_record_with_junk_in_any_place(place: tuple[str, ...], junk: str | Non
 @example((*_IN_REFUSAL, "error"), "[]")
 def test_a_record_with_junk_in_a_refusal(place: tuple[str, ...], junk: str | None) -> None:
     """A good record with junk in any place of a refusal is used or is a miss, never a crash."""
-    _use(_mutated(place, junk, expired=True))
+    _use(*_mutated(place, junk, expired=True))
 
 
 @fuzz
@@ -407,8 +419,13 @@ def test_a_record_with_junk_in_a_refusal(place: tuple[str, ...], junk: str | Non
 def test_a_store_that_holds_junk(text: str) -> None:
     """Any text in a store is a miss: the session asks for a token of its own."""
     with pytest.raises(ValueError):
-        Record.loads(text)
+        Knowledge.loads(text)
     _use(text)
+    for key in (_KEY, refusals_key(_KEY)):
+        store = MemoryStore()
+        store.set(key, text)
+        session, _ = _session(_finapi(lambda _: Answered()), username="alice", password="pw", store=store)
+        assert session.get("/api/v2/x").status_code == 200
 
 
 @fuzz
@@ -757,9 +774,8 @@ def test_a_retry_after_of_years_is_not_obeyed_for_years(monkeypatch: pytest.Monk
     session, _ = _session(lambda _: answers.pop(0))
     with pytest.raises(TokenEndpointError):
         session.fetch_token()
-    failure = session._own._standing.failure
-    assert failure is not None
-    session._own._standing.failure = failure._replace(at=failure.at - 3600)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
     assert session.fetch_token().access_token == "t-1"
 
 

@@ -265,7 +265,8 @@ def renewal_of_every_kind(stage: Sandbox, hunt: Hunt) -> None:
     stage.revoke_tokens("älice", refresh=True)
     hunt.attempt(lambda: alice.get("/api/v2/accounts"))
     assert alice.get("/api/v2/accounts").history == []
-    assert stage.count("/oauth/token", grant_type="refresh_token") == 2
+    # The second time a renewed token died young, as if somebody else renewed: the password went first.
+    assert stage.count("/oauth/token", grant_type="refresh_token") == 1
     hunt.thing("session", alice)
 
 
@@ -426,7 +427,7 @@ class _Chatty(MemoryStore):
 
 def a_store_that_fails(stage: Sandbox, hunt: Hunt) -> None:
     """A store whose errors hold the tokens that it should have kept."""
-    for method in ("get", "set", "delete", "lock"):
+    for method in ("get", "set", "lock"):
         events: list[TokenEvent] = []
         client = _client(stage, store=_Chatty(method), revoke_on_close=True, on_event=events.append)
         alice = client.user("älice", PASSWORD)
@@ -582,7 +583,7 @@ def test_an_error_of_a_session_on_files_names_no_secret(stage: Sandbox, hunt: Hu
     def scene(stage: Sandbox, hunt: Hunt) -> None:
         alice = _alice(stage, store=FileStore(tmp_path / "open"))
         hunt.attempt(lambda: alice.get("/api/v2/accounts"))
-        hunt.thing("store", alice._ledger.store)
+        hunt.thing("store", alice._cells.fallback.store)
 
     assert _play(scene, stage, hunt) > 0
     assert [path.name for path in (tmp_path / "open").rglob("*") if path.is_file()] == []
@@ -763,7 +764,7 @@ def test_a_remembered_failure_holds_no_frames(stage: Sandbox, hunt: Hunt) -> Non
     stage.client_secret = "another"
     client = _client(stage, client_secret=CLIENT_SECRET)
     hunt.attempt(client.fetch_token, TokenError)
-    failure = client._own._standing.failure
+    failure = client._own._turn.failure
     assert failure is not None and failure.error.__traceback__ is None
 
 

@@ -6,7 +6,7 @@ Processes are sources with a ledger of their own; one may be killed between any 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from freezegun import freeze_time
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from finapi_session.cell import Cells, unverified
 from finapi_session.environment import SANDBOX
 from finapi_session.errors import (
     InvalidGrantError,
@@ -21,9 +22,9 @@ from finapi_session.errors import (
     TokenError,
 )
 from finapi_session.events import Journal
+from finapi_session.fallback import Fallback
 from finapi_session.identity import Credentials, Identity
-from finapi_session.ledger import Ledger
-from finapi_session.record import Record
+from finapi_session.knowledge import NOTHING, Knowledge
 from finapi_session.source import TokenSource
 from finapi_session.stores.memory import MemoryStore
 from finapi_session.tokens import Token
@@ -166,8 +167,16 @@ class Endpoint:
         self.finapi, self.fate = finapi, fate
         self.died_with_an_answer = False
 
-    def fetch(self, credentials: Credentials, renewed: Token | None = None, *, patient: bool = True) -> Token:
+    def fetch(
+        self,
+        credentials: Credentials,
+        renewed: Token | None = None,
+        *,
+        patient: bool = True,
+        before_each_try: Callable[[], object] = bool,
+    ) -> Token:
         """Ask the model."""
+        before_each_try()
         self.fate.step()
         error: TokenError | None = None
         token: Token | None = None
@@ -205,7 +214,8 @@ class Processes(RuleBasedStateMachine):
         """A new process: a source, with a ledger of its own, that asks for the password as it is now."""
         journal = Journal(SANDBOX.base_url)
         identity = Identity("id", "secret", "alice", lambda: self.password)
-        return TokenSource(identity, self.endpoint, Ledger(self.store, journal), journal)  # type: ignore[arg-type]
+        cells = Cells(Fallback(self.store, journal))
+        return TokenSource(identity, self.endpoint, cells, journal)  # type: ignore[arg-type]
 
     def run(self, number: int, call: Any) -> Any:
         """Let a process make a call, and replace it if it dies of it."""
@@ -237,7 +247,7 @@ class Processes(RuleBasedStateMachine):
             token = self.run(number, lambda source: source.renew(rejected))
             assert not better or len(self.finapi.calls) == asked, "a sibling had renewed already"
             if isinstance(token, Token):
-                source.accepted() if self.lives(token) else source.rejected(token)
+                (source.accepted if self.lives(token) else source.rejected)(token.authorization)
         made = self.finapi.calls[before:]
         if isinstance(token, Token):
             self.used = max(self.used, int(token.access_token[1:]))
@@ -299,12 +309,15 @@ class Processes(RuleBasedStateMachine):
 
     def fresh_in_store(self) -> Token | None:
         """Return the token in the store if it is good for now, for this password."""
-        text = MemoryStore.get(self.store, self.key())
-        if text is None or self.store.failing:
+        if self.store.failing:
             return None
-        record = Record.loads(text)
-        ours = record.fingerprint == self.credentials().fingerprint
-        return record.token if ours and _wall() < record.fresh_until(60) else None
+        grant = self.stored().usable(self.credentials().fingerprint, _wall())
+        return grant.token if grant is not None and _wall() < grant.fresh_until(60) else None
+
+    def stored(self) -> Knowledge:
+        """Return what the store has."""
+        text = MemoryStore.get(self.store, self.key())
+        return NOTHING if text is None else unverified(text)
 
     def better_in_store(self, rejected: Token) -> bool:
         """Tell whether the store holds a token that serves instead of the rejected one."""
@@ -331,10 +344,7 @@ class Processes(RuleBasedStateMachine):
         if getattr(self, "lossy", True) or not self.finapi.refresh_tokens:
             return
         known = {source.held.refresh_token for source in self.sources if source.held}
-        text = MemoryStore.get(self.store, self.key())
-        stored = Record.loads(text).token if text else None
-        if stored is not None:
-            known.add(stored.refresh_token)
+        known |= {grant.token.refresh_token for grant in self.stored().grants}
         assert self.finapi.refresh_tokens <= known
 
     @invariant()
@@ -342,10 +352,9 @@ class Processes(RuleBasedStateMachine):
         """The store never holds a token older than one that was used."""
         if getattr(self, "lossy", True):
             return
-        text = MemoryStore.get(self.store, self.key())
-        stored = Record.loads(text).token if text else None
-        if stored is not None:
-            assert int(stored.access_token[1:]) >= self.used
+        grants = self.stored().grants
+        if grants:
+            assert max(int(grant.token.access_token[1:]) for grant in grants) >= self.used
 
     def teardown(self) -> None:
         """Give the clock back."""
@@ -369,8 +378,8 @@ class WithoutPassword(Processes):
     def source(self) -> TokenSource:
         """A new process: a source, with a ledger of its own, that is given the token."""
         journal, identity = Journal(SANDBOX.base_url), Identity("id", "secret", "alice", None)
-        ledger = Ledger(self.store, journal)
-        return TokenSource(identity, self.endpoint, ledger, journal, token=self.seed)  # type: ignore[arg-type]
+        cells = Cells(Fallback(self.store, journal))
+        return TokenSource(identity, self.endpoint, cells, journal, token=self.seed)  # type: ignore[arg-type]
 
     def credentials(self) -> Credentials:
         """The credentials, without a password."""

@@ -135,7 +135,8 @@ def test_a_vault_that_fails_on_close_is_logged(sandbox: Sandbox, caplog: pytest.
 
 def test_an_expired_token_is_forgotten_without_a_call(sandbox: Sandbox) -> None:
     """A client token past its expiry need not be revoked."""
-    with sandbox.session(token={"access_token": "old", "expires_at": 1_700_000_000}) as session:
+    old = {"access_token": "old", "expires_at": 1_700_000_000}
+    with sandbox.session(token=old, revoke_on_close=True) as session:
         assert session._own.held is not None
     assert sandbox.calls == [] and session._own.held is None
 

@@ -214,7 +214,7 @@ def _kind(descriptor: str) -> str:
 
 def _disconnect_store(session: FinapiSession | None) -> None:
     """Close the connections of the session's store, which opens new ones when it is used again."""
-    store: Any = session and session._ledger.store
+    store: Any = session and session._cells.fallback.store
     if hasattr(store, "engine"):
         store.engine.dispose()
     if hasattr(store, "client"):
