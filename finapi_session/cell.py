@@ -23,6 +23,8 @@ from .tokens import Bearer
 _MOST_CELLS = 1000
 #: Seconds for which a token is not renewed again after the API rejected those that finAPI had just given.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+# A token that lived for so many seconds, or for as long as the last pause, was of use.
+_MOMENT = 1.0
 _FORMAT = "2"
 
 # By process, so that a forked child never waits for a thread that only its parent has.
@@ -86,13 +88,14 @@ class Cell:
     def reject(self, bearer: Bearer) -> float:
         """Note that the API rejected *bearer*; return the seconds for which it is not renewed.
 
-        They double with each token in a row that the API never took, as if finAPI's tokens were of no use.
+        They double with each token that the API never took, if the one before died only a moment ago: then finAPI's
+        tokens are of no use, be it that the API rejects all, or only one endpoint that does.
         """
-        if self.accepted == bearer or (self.pause is not None and self.pause.bearer == bearer):
+        last, now, seconds = self.pause, time.time(), 0.0
+        if self.accepted == bearer or (last is not None and last.bearer == bearer):
             return 0.0
-        now, seconds = time.time(), 0.0
-        if self.pause is not None and abs(now - self.pause.until) <= LONGEST_PAUSE:
-            seconds = min(max(SHORTEST_PAUSE, 2 * self.pause.seconds), LONGEST_PAUSE)
+        if last is not None and abs(now - last.until) <= max(_MOMENT, last.seconds):
+            seconds = min(max(SHORTEST_PAUSE, 2 * last.seconds), LONGEST_PAUSE)
         self.pause = Pause(bearer, now + seconds, seconds)
         return seconds
 

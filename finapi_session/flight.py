@@ -8,7 +8,7 @@ import time
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from .errors import bare
+from .errors import TokenEndpointError, bare
 
 # Greenlets that share a thread wait by sleeping, which lets the one that flies go on.
 _POLL_SECONDS = 0.005
@@ -59,14 +59,16 @@ class Ticket:
         self._thread = threading.get_ident()
 
     def board(self, seconds: float) -> bool:
-        """Wait at most so many *seconds*, and tell whether the place was taken.
+        """Wait at most so many *seconds* for the place; with 0, tell whether it was free.
 
-        Raises ``RuntimeError`` if the flight itself asks.
+        Raises ``RuntimeError`` if the flight itself asks, and :class:`TokenEndpointError` if it takes too long.
         """
         deadline = time.monotonic() + seconds
         while (flying := self._flight.flying.setdefault(os.getpid(), self)) is not self:
             left = deadline - time.monotonic()
             if left <= 0:
+                if seconds:
+                    raise TokenEndpointError(f"another thread has been renewing the token for {seconds:.0f} s")
                 return False
             if id(self._flight) in _aboard.get():
                 raise RuntimeError(_REENTERED)

@@ -257,6 +257,11 @@ class Knowledge:
         wanted = token_id(access_token)
         return next((grant for grant in self.grants if grant.access_id == wanted), None)
 
+    def without(self, access_token: str) -> Knowledge:
+        """Return the statement that *access_token* is dead, if it is known."""
+        grant = self.find(access_token)
+        return NOTHING if grant is None else rejected([grant.access_id], self.serial + 1)
+
     def refusal(self, subject: str, now: float) -> Refusal | None:
         """Return the refusal of *subject*, if it holds at *now* (epoch seconds)."""
         refusal = self.refusals.get(subject)

@@ -59,8 +59,11 @@ EXPLAINED = {
 REPLAY_KILLED = "401 replayed"
 REPLAYS_KILLED_AT_MOST = 0.01
 #: Two new tokens in a row were killed before anybody used them. Nobody can tell that from an API that rejects all
-#: tokens, so the process renews nothing for 30 s; only a sibling's token ends that, if its clock lets it believe it.
-STANDSTILL = "401 at rest"
+#: tokens, so the process renews nothing for 0.5 s, and twice as long each time; a token that lives ends that.
+PAUSED = "401 at rest"
+PAUSED_AT_MOST = 0.005
+#: Seconds from asking for the first of the two to the pause: a moment, a pause, and what the calls take.
+LONGEST_BETWEEN = 20.0
 
 
 class Service:
@@ -140,7 +143,7 @@ class Soak:
         self.breaking: set[str | None] = set()
         self.spared_until: dict[str | None, float] = {}
         self.kills: list[Happening] = []
-        self.standstills: list[Happening] = []
+        self.pauses: list[Happening] = []
         #: How many calls were made, before each of them, with the two tokens that were said to be of no use.
         self.served: list[int] = []
 
@@ -184,24 +187,24 @@ class Soak:
         assert place.program is not None
         place.program.tell("stop")
         self.outcomes.update(place.program.answer(PATIENCE))
-        self.note_standstills(place)
+        self.note_pauses(place)
         left = Counter(place.program("rest"))
         left.subtract(place.resting)
         self.leaks.update({kind: count for kind, count in left.items() if count})
         place.program.end()
 
-    def note_standstills(self, place: Place) -> None:
-        """Note when a worker stood still, and its refresh grants, each of which may have killed a sibling's token."""
+    def note_pauses(self, place: Place) -> None:
+        """Note when a worker paused, and its refresh grants, each of which may have killed a sibling's token."""
         assert place.program is not None
         whose, by = place.username, place.program
-        for began, ended, served in by("standstills"):
-            self.standstills.append(Happening(whose, began, ended, by))
+        for began, ended, served, _ in by("pauses"):
+            self.pauses.append(Happening(whose, began, ended, by))
             self.served.append(served)
         self.kills += [Happening(whose, began, ended, by) for began, ended in by("renewals")]
 
     def killed(self) -> list[int]:
-        """Return how many tokens were killed while each worker that then stood still had its last two."""
-        return [standstill.by_others(self.kills) for standstill in self.standstills]
+        """Return how many tokens were killed while each worker that then paused had its last two."""
+        return [pause.by_others(self.kills) for pause in self.pauses]
 
     def end(self) -> None:
         """End whatever still runs."""
@@ -302,7 +305,7 @@ class Soak:
         place = self.chance.choice(self.places)
         assert place.program is not None
         self.outcomes.update(place.program("tally"))
-        self.note_standstills(place)
+        self.note_pauses(place)
         place.program.end()
         self.excused["killed"] += 1
         self.start(place)
@@ -319,10 +322,12 @@ class Soak:
                 broken.append(f"{count} calls failed as by {fault}, of which there were {self.faults[fault]}")
         if unexplained.pop(REPLAY_KILLED, 0) > calls * REPLAYS_KILLED_AT_MOST:
             broken.append("too many replays were rejected")
-        unexplained.pop(STANDSTILL, 0)
-        # One call of each thread may have been under way.
-        if min(self.killed(), default=2) < 2 or max(self.served, default=0) > THREADS:
-            broken.append("a process stood still although its tokens lived")
+        if unexplained.pop(PAUSED, 0) > calls * PAUSED_AT_MOST:
+            broken.append("too many calls met a pause")
+        # The first of the two was asked for a moment before, or before the last pause.
+        lasted = [pause.ended - pause.began for pause in self.pauses]
+        if min(self.killed(), default=2) < 2 or max(lasted, default=0.0) > LONGEST_BETWEEN:
+            broken.append("a process paused although its tokens lived")
         if unexplained:
             broken.append(f"calls failed without an excuse: {dict(unexplained)}")
         if self.token_calls() > self.tolerable():
@@ -362,7 +367,8 @@ class Soak:
         for name, count in sorted(failed.items()):
             print(f"    {count:5}  {name}: {_explain(name)}")
         print(f"token calls           {self.token_calls()}, ideal {ideal}, tolerable {self.tolerable()}")
-        print(f"standstills           {len(self.standstills)}, tokens killed: {self.killed()}, used: {self.served}")
+        print(f"pauses                {len(self.pauses)}, tokens killed: {self.killed()}, used: {self.served}")
+        print(f"seconds between       {[round(pause.ended - pause.began, 1) for pause in self.pauses]}")
         print(f"store warnings        {warnings}")
         print(f"leaked at rest        {dict(self.leaks) or 0} (threads, sockets, files)")
 
@@ -390,8 +396,8 @@ _FAULTS: dict[str, Callable[[Soak], None]] = {
 def _explain(outcome: str) -> str:
     if outcome == REPLAY_KILLED:
         return "the new token was killed, too, before the replay came"
-    if outcome == STANDSTILL:
-        return "two new tokens in a row were killed unused, so renewal rests for 30 s"
+    if outcome == PAUSED:
+        return "two new tokens in a row were killed unused, so renewal pauses"
     for fault, looks in EXPLAINED.items():
         if outcome in looks:
             return f"{fault}; an API call is not repeated by itself, as in requests"

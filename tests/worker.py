@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ECHO = "/api/v2/tests/echo"
 PATIENCE = 30.0
 #: Seconds: 30, and as many as the clock may have been set back meanwhile without ending it.
-LONGEST_STANDSTILL = 40.0
+UNDER_WAY = 5.0
 
 
 class Program:
@@ -105,7 +105,7 @@ class Worker:
         self._start, self._stop = threading.Event(), threading.Event()
         self._given: list[tuple[str, float, float]] = []
         self._taken: list[float] = []
-        self._standstills: list[tuple[float, float, int]] = []
+        self._pauses: list[tuple[float, float, int, float]] = []
 
     def open(self, store: list[Any], username: str | None = None, password: str | None = None) -> None:
         """Make a new session, which knows nothing, on a *store*: the name of an opener and its arguments."""
@@ -145,13 +145,13 @@ class Worker:
         with self._tallying:
             return dict(self._outcomes)
 
-    def standstills(self) -> list[tuple[float, float, int]]:
-        """Return when renewal was given up for a while, as the API took neither of the last two tokens.
+    def pauses(self) -> list[tuple[float, float, int, float]]:
+        """Return when, and for how many seconds, renewal was given up for a while, as the API took neither of the last two tokens.
 
         That is: when (epoch seconds of the machine) the first of the two was asked for, when it was given up, and how
         many calls with either of them the API took in truth.
         """
-        return self._standstills
+        return self._pauses
 
     def renewals(self) -> list[tuple[float, float]]:
         """Return from when to when (epoch seconds of the machine) each refresh grant took."""
@@ -185,12 +185,14 @@ class Worker:
         if event.kind in ("issued", "renewed"):
             self._given.append((event.kind, now - (event.milliseconds or 0.0) / 1000, now))
         elif event.kind == "decided" and "not renewed again" in str(event.reason):
-            _, asked, given = self._given[-2]
+            _, asked, given = self._given[-2:][0]
+            seconds = float(str(event.reason).split()[-2])
             with self._tallying:
-                self._standstills.append((asked, now, sum(began > given for began in self._taken)))
+                self._pauses.append((asked, now, sum(began > given for began in self._taken), seconds))
 
     def _resting(self) -> bool:
-        return any(_MACHINE_TIME() - began < LONGEST_STANDSTILL for _, began, _ in self._standstills)
+        # A call that was under way when the pause ended came too early all the same.
+        return any(_MACHINE_TIME() - began < seconds + UNDER_WAY for _, began, _, seconds in self._pauses)
 
     def _joined(self) -> dict[str, int]:
         for thread in self._threads:

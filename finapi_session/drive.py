@@ -1,0 +1,87 @@
+"""What carries out a flow: it has the store, the locks and finAPI at hand, and decides nothing."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from typing import Any
+
+from requests.auth import AuthBase
+
+from .cell import Cell, Cells
+from .endpoint import TokenEndpoint
+from .errors import TokenEndpointError, TokenError
+from .fallback import StoreLock
+from .flight import Ticket
+from .identity import Credentials
+from .knowledge import Grant
+from .renewal import Answer, Fetch, Flow, Load, Lock, Revoke, Save, Step
+from .tokens import Token
+
+#: Seconds that a thread waits for another one of its process, see ``source.py``.
+TURN = 145.0
+
+
+class Drive:
+    """One ride through a flow for the identity of *cell*, called *label*, with these *credentials*.
+
+    *patient* tries again what is transient. *wait* is how many seconds other threads are waited for; with 0 the lock is
+    not obtained while one of them has it. *bearer* is the client's, to revoke with.
+    """
+
+    __slots__ = ("asked", "_cells", "_cell", "_endpoint", "_label", "_credentials", "_patient", "_wait", "_bearer")
+
+    def __init__(
+        self,
+        cells: Cells,
+        cell: Cell,
+        endpoint: TokenEndpoint,
+        label: str,
+        credentials: Credentials | None = None,
+        *,
+        patient: bool = True,
+        wait: float = TURN,
+        bearer: AuthBase | None = None,
+    ) -> None:
+        #: Whether finAPI was asked.
+        self.asked = False
+        self._cells, self._cell, self._endpoint, self._label = cells, cell, endpoint, label
+        self._credentials, self._patient, self._wait, self._bearer = credentials, patient, wait, bearer
+
+    def through(self, flow: Flow) -> Grant | None:
+        """Do what *flow* says, step by step, and return what it returns. Locks are given back on every way out."""
+        answer: Any = None
+        with Ticket(self._cell.flight) as ticket, self._cells.fallback.lock(self._cell.key) as lock, closing(flow):
+            try:
+                while True:
+                    answer = self._perform(flow.send(answer), ticket, lock)
+            except StopIteration as done:
+                grant: Grant | None = done.value
+                return grant
+
+    def _perform(self, step: Step, ticket: Ticket, lock: StoreLock) -> Any:
+        if isinstance(step, Load):
+            return self._cells.load(self._cell, refusals=step.refusals)
+        if isinstance(step, Lock):
+            return ticket.board(self._wait) and lock.acquire()
+        if isinstance(step, Save):
+            return self._cells.save(self._cell, step.facts, fresh=step.fresh)
+        self.asked = True
+        if isinstance(step, Revoke):
+            return self._endpoint.revoke(self._label, step.grant.token, self._bearer, patient=self._patient)
+        return Answer(self._fetch(step, ticket, lock), time.time())
+
+    def _fetch(self, step: Fetch, ticket: Ticket, lock: StoreLock) -> Token | TokenError:
+        """Ask finAPI, unless it failed somebody else with these credentials while this one waited."""
+        assert self._credentials is not None
+        whose = self._credentials.fingerprint
+        shared = ticket.failure(whose)
+        if isinstance(shared, TokenError):
+            return shared
+        token = None if step.grant is None else step.grant.token
+        try:
+            return self._endpoint.fetch(self._credentials, token, patient=self._patient, before_each_try=lock.extend)
+        except TokenError as error:
+            if isinstance(error, TokenEndpointError) and self._patient:
+                ticket.fail(error, whose)
+            return error.again()
