@@ -42,7 +42,7 @@ neither                nothing                                        ``LoginReq
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, Union
@@ -182,7 +182,7 @@ def revoke(fingerprint: str) -> Flow:
 def _write(facts: Knowledge) -> Generator[Step, Any, View]:
     yield Lock()
     view: View = yield Load(refusals=True)
-    if view.lags or facts is not NOTHING:
+    if view.lags or facts != NOTHING:
         view = yield Save(facts)
     return view
 
@@ -271,7 +271,7 @@ def _login_required(want: Want, view: View, refused: TokenError | None) -> Gener
 def _hear(view: View, error: TokenError, grant: Grant | None, about: str = ASKING) -> Generator[Step, Any, View]:
     """Keep what *error* says, and return what is known then; raises it where no other grant would help."""
     facts = _facts(view, error, grant, about)
-    if facts is not NOTHING:
+    if facts != NOTHING:
         view = yield Save(facts)
     if grant is not None and not _about_one_grant(error):
         raise error
@@ -286,25 +286,26 @@ def _about_one_grant(error: TokenError) -> bool:
 
 def _facts(view: View, error: TokenError, grant: Grant | None, about: str) -> Knowledge:
     """Return the statement that *error* makes about the refresh token of *grant*, or about the credentials."""
-    serial, now, known = view.knowledge.serial + 1, view.now, view.knowledge.refusals
-
-    def resting(subject: str, seconds: float | None) -> Knowledge:
-        return Knowledge(refusals={subject: Refusal.of(error, serial, now, seconds)})
-
+    serial = view.knowledge.serial + 1
     if grant is not None and is_about_refresh_token(error):
         return rejected([grant.refresh_id], serial)
-    if isinstance(error, TokenEndpointError):
-        facts = NOTHING
-        if error.retry_after:
-            facts = resting(ASKING, min(error.retry_after, _LONGEST_RETRY_AFTER))
-        if error.maybe_judged:
-            longer = 2 * known[about].rest if about in known else 0.0
-            facts = facts.merge(resting(about, min(max(REST, longer), _LONGEST_PASSWORD_REST)))
-        return facts
     if grant is not None and _about_one_grant(error):
         return NOTHING  # it may have been the client or a gateway: the refresh token stays
-    wrong_password = isinstance(error, InvalidGrantError) and about != ASKING
-    return resting(about, None) if wrong_password else resting(ASKING, REST)
+    rests = _rests(view, error, about)
+    return Knowledge(refusals={subject: Refusal.of(error, serial, view.now, rest) for subject, rest in rests})
+
+
+def _rests(view: View, error: TokenError, about: str) -> Iterator[tuple[str, float | None]]:
+    """Yield what is not asked again because of *error*, and for how many seconds: ``None`` is for good."""
+    if not isinstance(error, TokenEndpointError):
+        wrong_password = isinstance(error, InvalidGrantError) and about != ASKING
+        yield (about, None) if wrong_password else (ASKING, REST)
+        return
+    if error.retry_after:
+        yield ASKING, min(error.retry_after, _LONGEST_RETRY_AFTER)
+    if error.maybe_judged:
+        last = view.knowledge.refusals.get(about)
+        yield about, min(max(REST, 2 * last.rest if last else 0.0), _LONGEST_PASSWORD_REST)
 
 
 def _keep(want: Want, view: View, parent: Grant | None, token: Token) -> Flow:
