@@ -116,6 +116,6 @@ def test_a_password_that_was_not_sent_was_not_judged(host: requests.Session) -> 
     ],
 )
 def test_what_is_about_the_refresh_token(status: int, code: str | None, expected: bool) -> None:
-    """A refusal is about the refresh token if its code says so, or if it is a 400 whose code is not about the client."""
+    """A refusal is about the refresh token if its code says so, or if it is a 400 with a code not about the client."""
     kind = InvalidGrantError if status == 400 else InvalidClientError
     assert is_about_refresh_token(kind("no", status=status, code=code)) is expected
