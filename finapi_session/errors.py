@@ -90,19 +90,25 @@ def raised_by_signal_handler(error: BaseException) -> bool:
     return _in_handler(error) is not None
 
 
-def without_frames(error: _AnyError) -> _AnyError:
+def without_frames(error: _AnyError, handled: BaseException | None = None) -> _AnyError:
     """Return *error*, with neither its own frames nor those of what it came from: they may hold secrets.
 
-    Those of a signal's handler stay, which :func:`raised_by_signal_handler` goes by.
+    Those of a signal's handler stay, which :func:`raised_by_signal_handler` goes by; so does all of *handled*, the
+    exception that the caller was just handling.
     """
-    kept, seen = _in_handler(error), set[int]()
-    links: list[BaseException] = [error]
-    while links:
-        link = links.pop()
-        seen.add(id(link))
+    kept = _in_handler(error)
+    for link in chain(error, handled):
         link.__traceback__ = None
-        links += [cause for cause in (link.__cause__, link.__context__) if cause and id(cause) not in seen]
     return error.with_traceback(kept)
+
+
+def chain(error: BaseException, handled: BaseException | None = None) -> list[BaseException]:
+    """Return *error* and all that it came from, each once, but for *handled* and what that came from."""
+    links = [error]
+    for link in links:
+        causes = (cause for cause in (link.__cause__, link.__context__) if cause is not None)
+        links += [cause for cause in causes if not any(cause is known for known in (*links, handled))]
+    return links
 
 
 def _in_handler(error: BaseException) -> TracebackType | None:

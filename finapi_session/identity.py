@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
@@ -54,11 +55,11 @@ class Credentials:
         return tuple(Redacted(secret) for secret in (self.client_secret, self.password) if secret)
 
     def _digest(self, *parts: str | None) -> str:
-        text = Redacted(json.dumps([self.client_id, *parts]))
+        text, handled = Redacted(json.dumps([self.client_id, *parts])), sys.exc_info()[1]
         try:
             return hmac.new(self.client_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
         except BaseException as error:  # noqa: B036 - a signal: the frames of hmac hold both
-            raise without_frames(error)  # noqa: B904 - it is the same error
+            raise without_frames(error, handled)  # noqa: B904 - it is the same error
 
 
 @dataclass(frozen=True, slots=True, repr=False)

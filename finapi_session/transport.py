@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry, Timeout
 
 from .answer import UnreadableAnswerError, read_body
-from .errors import raised_by_signal_handler, without_frames
+from .errors import chain, raised_by_signal_handler, without_frames
 from .identity import Credentials
 from .tokens import Token
 
@@ -166,10 +167,11 @@ class Transport(OAuth2Session):  # type: ignore[misc]
 
     def _across_the_border(self, call: Callable[[], _Result]) -> _Result:
         """Return what *call* returns; what it raises is raised without the frames that it came through."""
+        handled = sys.exc_info()[1]
         try:
             return call()
         except BaseException as error:  # noqa: B036 - it is raised below
-            failure = self._outside(error)
+            failure = self._outside(error, handled)
         finally:
             if self._own_adapter is not None:
                 HTTPAdapter.close(self._own_adapter)
@@ -179,17 +181,20 @@ class Transport(OAuth2Session):  # type: ignore[misc]
         finally:
             del failure
 
-    def _outside(self, error: BaseException) -> BaseException:
-        """Return *error* as it is seen outside."""
-        came_by_signal = raised_by_signal_handler(error)
-        if self._answered and isinstance(error, _UNREADABLE) and not isinstance(error, OSError) and not came_by_signal:
+    def _outside(self, error: BaseException, handled: BaseException | None) -> BaseException:
+        """Return *error* as it is seen outside, where *handled* was just being handled."""
+        # The innermost: requests wraps a TimeoutError, whoever raised it.
+        for link in reversed(chain(error, handled)):
+            if raised_by_signal_handler(link):
+                return without_frames(link, handled)
+        if self._answered and isinstance(error, _UNREADABLE) and not isinstance(error, OSError):
             if not isinstance(error, UnreadableAnswerError):
                 error = UnreadableAnswerError(type(error).__name__)
-        elif isinstance(error, Exception) and not isinstance(error, OSError) and not came_by_signal:
+        elif isinstance(error, Exception) and not isinstance(error, OSError):
             *_, (frame, line) = traceback.walk_tb(error.__traceback__)
             # Python 3.10 has no notes.
             getattr(error, "add_note", str)(f"raised in {frame.f_code.co_filename}, line {line}, by an OAuth call")
-        return without_frames(error)
+        return without_frames(error, handled)
 
 
 def _verify(given: object) -> Any:
