@@ -160,7 +160,7 @@ class Judge:
         reason = _innermost(error)
         if isinstance(reason, ssl.SSLCertVerificationError):
             return f"no trust in {_ENDPOINT} ({self._in_words(error)}): {_VERIFY_HINT}"
-        if isinstance(reason, ssl.SSLError) and (reason.library in ("X509", "PEM") or "PEM" in str(reason.reason)):
+        if isinstance(reason, ssl.SSLError) and ("X509" in str(reason) or "PEM" in str(reason)):
             return f"the client's certificate or key does not fit ({self._in_words(error)})"
         # A certificate file that is not there, a proxy's address that is none, a missing SOCKS library.
         if isinstance(error, ValueError) or not isinstance(error, (requests.RequestException, HTTPError)):

@@ -1,7 +1,7 @@
 """A program whose OAuth calls are interrupted by signals, and which looks for secrets in what error trackers show.
 
-``python -m tests.tracked KIND LEVEL ORIGIN CA POINTS`` prints, as JSON, how many interruptions were tried, how many came
-through, and which secrets were seen where. Trackers change a process for good, so this is one of its own.
+``python -m tests.tracked KIND LEVEL ORIGIN CA POINTS`` prints, as JSON, how many points there were, what came through,
+and which secrets were seen where. Trackers change a process for good, so this is one of its own.
 """
 
 from __future__ import annotations
