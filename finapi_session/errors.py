@@ -4,13 +4,13 @@
 
     requests.RequestException
     └── FinapiError
-        ├── TokenError               no token to be had
-        │   ├── InvalidClientError   401: client id or secret
+        ├── TokenError               no token could be obtained
+        │   ├── InvalidClientError   401: client id or secret; 400: not this client for this grant
         │   ├── InvalidGrantError    400: username, password or refresh token
         │   ├── AccessDeniedError    403: unverified user, wrong kind of client, wrong API version
         │   ├── UserLockedError      423: too many wrong passwords
         │   ├── LoginRequiredError   nothing left to get a token with
-        │   └── TokenEndpointError   no usable answer; passing, unless it says otherwise
+        │   └── TokenEndpointError   no usable answer; transient, unless it says otherwise
         ├── RevocationError          a token could not be revoked
         └── ApiError                 an API call failed (also a requests.HTTPError)
 
