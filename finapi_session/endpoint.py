@@ -207,11 +207,8 @@ class TokenEndpoint:
                 judge(response)
         except (OSError, HTTPError) as error:
             attempt = judge.unanswered(error)
-        except UnreadableAnswerError as error:
-            attempt = judge.unreadable(str(error))
-        else:
-            return Attempt(request_id=judge.request_id)
-        return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
+            return attempt._replace(error=attempt.error and _as_revocation_error(attempt.error))
+        return Attempt(request_id=judge.request_id)
 
     def _transport(
         self, url: str, headers: dict[str, str], seconds: float, judge: Judge, *, alone: bool = False

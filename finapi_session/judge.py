@@ -206,12 +206,8 @@ def _clean(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _innermost(error: BaseException) -> BaseException:
     """Return the error that *error*, of requests or urllib3, was made of in the end."""
-    for _ in range(10):
-        inner = [part for part in (getattr(error, "reason", None), *error.args) if isinstance(part, BaseException)]
-        if not inner:
-            break
-        error = inner[-1]
-    return error
+    inner = [part for part in (getattr(error, "reason", None), *error.args) if isinstance(part, BaseException)]
+    return _innermost(inner[-1]) if inner else error
 
 
 def _unsent(error: OSError | HTTPError) -> bool:

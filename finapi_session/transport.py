@@ -73,6 +73,7 @@ class Transport(OAuth2Session):  # type: ignore[misc]
         self._alone = alone
         self._own_adapter: HTTPAdapter | None = None
         self._answered = False
+        self._wants_body = True
         connect, read = (min(part, seconds) for part in timeout)
         # A body in its plain form: the library bounds what it decodes, and need not.
         headers = {"Accept-Encoding": "identity", **_user_agent(host), **headers}
@@ -136,7 +137,7 @@ class Transport(OAuth2Session):  # type: ignore[misc]
             try:
                 response._content = read_body(response, ends)
             except (requests.RequestException, UnreadableAnswerError):
-                if response.status_code < 300:
+                if response.status_code < 300 and self._wants_body:
                     raise
                 response._content = b""  # the status is enough
             response._content_consumed = True
@@ -160,6 +161,7 @@ class Transport(OAuth2Session):  # type: ignore[misc]
         return Token.from_dict({**answer, "expires_at": None}, issued_at=asked_at)
 
     def _revoke(self, token: str, hint: str | None, bearer: AuthBase | None) -> requests.Response:
+        self._wants_body = False  # RFC 7009, section 2.2: all is in the status
         _, _, body = BackendApplicationClient("").prepare_token_revocation_request(self._url, token, hint)
         with _unlogged():
             response: requests.Response = self.post(self._url, data=body, auth=bearer, **self._call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,20 @@ def test_white_space_inside_a_secret_is_the_callers() -> None:
     """Only at its ends is white space a mistake; a password may hold some, and what is no secret is not looked at."""
     credentials = Identity("my id", "s cr t", " alice", "pass word").credentials()
     assert (credentials.client_id, credentials.password) == ("my id", "pass word")
+
+
+def test_an_interrupted_digest_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the digest of a secret leaves no frame of hmac behind, nor the secrets in ours."""
+
+    def interrupted(key: bytes, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hmac.new", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Credentials("id", "s3cret", "alice", "pa55word").key(URL)
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    assert "interrupted" not in [frame.name for frame in frames]
+    assert "s3cret" not in repr([frame.locals for frame in frames if "test_" not in frame.filename])
 
 
 def test_credentials_hide_plain_text() -> None:

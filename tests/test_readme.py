@@ -158,7 +158,7 @@ def test_every_python_section_is_run_here() -> None:
 
 
 def test_ten_lines_that_work(run: Run, finapi: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first example prints banks and accounts; both tokens are revoked, on one connection and the login on its own."""
+    """The first example prints banks and accounts; both tokens are revoked, on one connection but for the login."""
     namespace = run("Ten lines that work")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"{namespace['banks']['paging']['totalCount']} banks"

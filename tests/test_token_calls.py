@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import pickle
+import signal
 import socket
 import ssl
 import threading
@@ -35,7 +36,7 @@ from finapi_session.endpoint import (
     RENEWAL_SECONDS,
     TokenEndpoint,
 )
-from finapi_session.errors import CLIENT_CODES, is_about_refresh_token
+from finapi_session.errors import CLIENT_CODES, is_about_refresh_token, raised_by_signal_handler
 from finapi_session.events import Journal
 from finapi_session.identity import Credentials
 
@@ -239,6 +240,37 @@ def test_a_body_that_does_not_end(
     assert 0.9 < time.monotonic() - started < 2 and caught.value.maybe_judged
 
 
+class DrippingFile(io.RawIOBase):
+    """A body that never ends."""
+
+    def read(self, _size: int = -1) -> bytes:
+        """Return a little of it, after a while."""
+        time.sleep(0.2)
+        return b" "
+
+
+def test_a_body_of_another_make_that_does_not_end(
+    endpoint: TokenEndpoint, host: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library cannot reach the socket it looks at the clock before it waits for more."""
+    response = requests.Response()
+    response.status_code, response.raw = 200, DrippingFile()
+    host.mount("https://", AnsweringAdapter(response))
+    monkeypatch.setattr("finapi_session.endpoint.CALL_SECONDS", 0.5)
+    with pytest.raises(TokenEndpointError, match="did not answer .*took too long"):
+        endpoint.fetch(CLIENT, patient=False)
+    assert response.raw.closed
+
+
+def test_of_a_revocation_the_status_is_enough(
+    endpoint: TokenEndpoint, loopback: Loopback, host: requests.Session
+) -> None:
+    """A revocation that finAPI confirmed is one, whatever is wrong with the body, of which it has none (RFC 7009)."""
+    for answer in (Answer(200, b" " * 2_000_000), Answer(200, b"", {"Content-Length": "9"}), Answer(200, "<html>")):
+        loopback.routes["/oauth/revoke"] = lambda _, answer=answer: answer  # type: ignore[misc]
+        endpoint.revoke("id", OLD, patient=False)
+
+
 def test_connecting_and_the_headers_are_in_the_same_bound(
     tcp: Any, host: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,8 +442,8 @@ def test_a_password_goes_over_a_connection_made_for_it(tcp: Any, host: requests.
     bodies: list[tuple[int, bytes]] = []
 
     def talk(connection: ssl.SSLSocket, number: int) -> None:
-        while True:
-            bodies.append((number, _read_request(connection)))
+        while body := _read_request(connection):
+            bodies.append((number, body))
             if len([of for of, _ in bodies if of == number]) > 1:
                 return  # it looked alive; what is sent on it now is lost
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(SMALL), SMALL))
@@ -501,6 +533,37 @@ def test_an_adapters_own_error_is_the_callers(
     assert [note for note in notes if note.startswith(f"raised in {__file__}")]
     frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
     assert __file__ not in frames[1:] and not any("requests" in frame for frame in frames)
+
+
+def test_a_time_limit_that_a_signal_brings_is_the_callers(endpoint: TokenEndpoint, host: requests.Session) -> None:
+    """A handler's TimeoutError comes through as it is, though it is an OSError and though somebody wrapped it."""
+
+    def handler(_number: int, _frame: object) -> None:
+        raise TimeoutError("over the limit")
+
+    class Interrupted(HTTPAdapter):
+        wrapping = False
+
+        def send(self, *_: Any, **__: Any) -> requests.Response:
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except OSError as error:
+                if self.wrapping:
+                    raise requests.ConnectionError("wrapped") from error
+                raise
+            raise AssertionError
+
+    adapter = Interrupted()
+    host.mount("https://", adapter)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        for wrapping in (False, True):
+            adapter.wrapping = wrapping
+            with pytest.raises(TimeoutError, match="over the limit") as caught:
+                endpoint.fetch(ALICE, patient=True)
+            assert type(caught.value) is TimeoutError and raised_by_signal_handler(caught.value)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_the_caller_was_handling_keeps_its_frames(endpoint: TokenEndpoint, host: requests.Session) -> None:
