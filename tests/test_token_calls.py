@@ -36,7 +36,7 @@ from finapi_session.endpoint import (
     RENEWAL_SECONDS,
     TokenEndpoint,
 )
-from finapi_session.errors import CLIENT_CODES, is_about_refresh_token, raised_by_signal_handler
+from finapi_session.errors import is_about_refresh_token, raised_by_signal_handler
 from finapi_session.events import Journal
 from finapi_session.identity import Credentials
 
@@ -217,9 +217,9 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("pause", [0.05, 60], ids=["drips", "stops"])
+@pytest.mark.parametrize("drips", [60, 0.8], ids=["drips", "stops"])
 def test_a_body_that_does_not_end(
-    kind: str, pause: float, tcp: Any, host: requests.Session, monkeypatch: pytest.MonkeyPatch
+    kind: str, drips: float, tcp: Any, host: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However a body drips, or stops in the middle, the call ends within its seconds, body included."""
     over = threading.Event()
@@ -227,17 +227,17 @@ def test_a_body_that_does_not_end(
     def talk(connection: ssl.SSLSocket, _number: int) -> None:
         _read_request(connection)
         connection.sendall(HEADS[kind])
-        while True:
+        until = time.monotonic() + drips
+        while time.monotonic() < until and not over.wait(0.05):
             connection.sendall(b"1\r\n \r\n" if kind == "chunked" else b" ")
-            if over.wait(pause):
-                return
+        over.wait(60)
 
     monkeypatch.setattr("finapi_session.endpoint.CALL_SECONDS", 1.0)
     started = time.monotonic()
     with pytest.raises(TokenEndpointError, match="did not answer .*took too long") as caught:
         tcp(talk).endpoint(host).fetch(ALICE, patient=False)
     over.set()
-    assert 0.9 < time.monotonic() - started < 2 and caught.value.maybe_judged
+    assert 0.9 < time.monotonic() - started < 1.6 and caught.value.maybe_judged
 
 
 class DrippingFile(io.RawIOBase):
@@ -681,7 +681,10 @@ def test_a_proxy_of_a_single_call_is_hinted_at(host: requests.Session) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 401])
-@pytest.mark.parametrize("code", sorted(CLIENT_CODES))
+@pytest.mark.parametrize(
+    "code",
+    ["invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_client_metadata"],
+)
 @pytest.mark.parametrize("spelt", [str.lower, str.upper, str.title])
 def test_a_code_about_the_client(
     spelt: Callable[[str], str], code: str, status: int, endpoint: TokenEndpoint, authority: Authority
