@@ -136,15 +136,20 @@ class Judge:
         error.retry_after = retry_after(response.headers.get("Retry-After"))
         unclear = kind is TokenEndpointError and status not in _NOT_JUDGED | _NOBODY
         error.maybe_judged = self.by_password and unclear
-        if kind is InvalidGrantError and self.refreshing:
+        if not self.by_password:
+            self._advise(error)
+        return error
+
+    def _advise(self, error: TokenError) -> None:
+        """Say of *error* what was refused, where no password was sent."""
+        if isinstance(error, InvalidGrantError) and not self.refreshing:
+            error.advice = InvalidClientError.advice
+        elif isinstance(error, InvalidGrantError):
             error.args = ("finAPI refused the refresh token",)
             error.advice = "It is not sent again; the password is, if there is one."
-        elif kind is InvalidGrantError and not self.by_password:
-            error.advice = "Check client_id and client_secret, and that they belong to this environment."
-        elif kind is InvalidClientError and self.refreshing and not said.code:
+        elif isinstance(error, InvalidClientError) and self.refreshing and not error.code:
             error.args = ("finAPI refused the refresh token, or the client's credentials",)
             error.advice = "The refresh token may have expired; if that is not it, check client_id and client_secret."
-        return error
 
     def _without_token(self, said: ErrorBody) -> TokenError:
         self.transient = not self.by_password

@@ -52,14 +52,7 @@ class Token:
     authorization: Bearer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.access_token, str) or not _VISIBLE.fullmatch(self.access_token):
-            raise ValueError("access_token must be text of visible ASCII characters")
-        if len(self.access_token) > LONGEST_TOKEN:
-            raise ValueError(f"access_token must have at most {LONGEST_TOKEN} characters")
-        if self.refresh_token is not None and not sound_refresh_token(self.refresh_token):
-            raise ValueError(
-                f"refresh_token must be text of at most {LONGEST_TOKEN} printable ASCII characters or None"
-            )
+        _check_texts(self.access_token, self.refresh_token)
         for name in ("expires_at", "issued_at"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
@@ -119,6 +112,16 @@ class Token:
     def expired(self, now: float) -> bool:
         """Tell whether the token is past its expiry at *now* (epoch seconds)."""
         return self.expires_at is not None and now >= self.expires_at
+
+
+def _check_texts(access_token: object, refresh_token: object) -> None:
+    if not isinstance(access_token, str) or not _VISIBLE.fullmatch(access_token):
+        raise ValueError("access_token must be text of visible ASCII characters")
+    if len(access_token) > LONGEST_TOKEN:
+        raise ValueError(f"access_token must have at most {LONGEST_TOKEN} characters")
+    if refresh_token is not None and not sound_refresh_token(refresh_token):
+        said = f"text of printable ASCII characters, at most {LONGEST_TOKEN}, or None"
+        raise ValueError(f"refresh_token must be {said}")
 
 
 def sound_refresh_token(value: object) -> bool:
