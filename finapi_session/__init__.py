@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .auth import BearerAuth
+    from .authorization import AuthorizationApi
     from .environment import LIVE, LIVE_V2, SANDBOX, SANDBOX_V2, Environment
     from .error_body import raise_for_error
     from .errors import (
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AccessDeniedError",
     "ApiError",
+    "AuthorizationApi",
     "BearerAuth",
     "EncryptedStore",
     "Environment",
@@ -71,6 +73,7 @@ __all__ = [
 
 _HOMES = {
     "auth": ("BearerAuth",),
+    "authorization": ("AuthorizationApi",),
     "environment": ("LIVE", "LIVE_V2", "SANDBOX", "SANDBOX_V2", "Environment"),
     "errors": (
         "AccessDeniedError",

@@ -77,7 +77,7 @@ def sent_tokens(response: requests.Response) -> tuple[str, ...]:
 def _text(response: requests.Response) -> str:
     """Return the body as text, empty if it was read elsewhere or breaks off."""
     try:
-        return (response.content or b"").decode("utf-8", "replace")
+        return (response.content or b"").decode("utf-8-sig", "replace")
     except (requests.RequestException, RuntimeError):
         return ""
 

@@ -4,13 +4,13 @@
 
     requests.RequestException
     └── FinapiError
-        ├── TokenError               no token to be had
-        │   ├── InvalidClientError   401: client id or secret
+        ├── TokenError               no token could be obtained
+        │   ├── InvalidClientError   401: client id or secret; 400: not this client for this grant
         │   ├── InvalidGrantError    400: username, password or refresh token
         │   ├── AccessDeniedError    403: unverified user, wrong kind of client, wrong API version
         │   ├── UserLockedError      423: too many wrong passwords
         │   ├── LoginRequiredError   nothing left to get a token with
-        │   └── TokenEndpointError   no usable answer; passing, unless it says otherwise
+        │   └── TokenEndpointError   no usable answer; transient, unless it says otherwise
         ├── RevocationError          a token could not be revoked
         └── ApiError                 an API call failed (also a requests.HTTPError)
 
@@ -20,13 +20,14 @@ None of them holds a secret, nor a request or a response that does: they may be 
 from __future__ import annotations
 
 import copy
-import traceback
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeVar
 
 import requests
 
 _Error = TypeVar("_Error", bound="FinapiError")
+_AnyError = TypeVar("_AnyError", bound=BaseException)
 
 
 class FinapiError(requests.RequestException):
@@ -63,6 +64,10 @@ class FinapiError(requests.RequestException):
         text = text if self.retry_after is None else f"{text} Try again in {self.retry_after:.0f} s."
         return f"{text} [request id {self.request_id}]" if self.request_id else text
 
+    def __repr__(self) -> str:
+        facts = [f"{name}={value!r}" for name, value in self.facts().items() if value and name != "description"]
+        return f"{type(self).__name__}({', '.join([repr(self.args[0]), *facts])})"
+
     def facts(self) -> dict[str, Any]:
         """Return status, code, description and request id, as the constructor takes them."""
         return {name: getattr(self, name) for name in ("status", "code", "description", "request_id")}
@@ -82,11 +87,40 @@ def bare(error: Exception) -> Exception:
 
 def raised_by_signal_handler(error: BaseException) -> bool:
     """Tell whether a signal's handler raised *error* in the middle of a call: a time limit, which is the caller's."""
+    return _in_handler(error) is not None
+
+
+def without_frames(error: _AnyError, handled: BaseException | None = None) -> _AnyError:
+    """Return *error*, with neither its own frames nor those of what it came from: they may hold secrets.
+
+    Those of a signal's handler stay, which :func:`raised_by_signal_handler` goes by; so does all of *handled*, the
+    exception that the caller was just handling.
+    """
+    kept = _in_handler(error)
+    for link in chain(error, handled):
+        link.__traceback__ = None
+    return error.with_traceback(kept)
+
+
+def chain(error: BaseException, handled: BaseException | None = None) -> list[BaseException]:
+    """Return *error* and all that it came from, each once, but for *handled* and what that came from."""
+    links = [error]
+    for link in links:
+        causes = (cause for cause in (link.__cause__, link.__context__) if cause is not None)
+        links += [cause for cause in causes if not any(cause is known for known in (*links, handled))]
+    return links
+
+
+def _in_handler(error: BaseException) -> TracebackType | None:
+    """Return the part of the traceback that begins in a signal's handler, if there is one."""
     import signal  # where something went wrong, and not with every import of the package
 
     handlers = [getattr(handler, "func", handler) for handler in map(signal.getsignal, signal.valid_signals())]
     codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+    link = error.__traceback__
+    while link is not None and link.tb_frame.f_code not in codes:
+        link = link.tb_next
+    return link
 
 
 class TokenError(FinapiError):
@@ -98,9 +132,13 @@ class TokenError(FinapiError):
 
 
 class InvalidClientError(TokenError):
-    """finAPI does not accept the client's id or secret (401)."""
+    """finAPI does not accept the client's id or secret (401), or not this client for this grant (400)."""
 
     advice = "Check client_id and client_secret, and that they belong to this environment."
+
+    def __init__(self, what: str, **facts: Any) -> None:
+        super().__init__(what, **facts)
+        self.advice = _CLIENT_ADVICE.get((self.code or "").lower(), self.advice)
 
 
 class InvalidGrantError(TokenError):
@@ -138,6 +176,13 @@ class TokenEndpointError(TokenError):
     """The token endpoint gave no usable answer: unreachable, overloaded, or not speaking OAuth."""
 
     advice = "Check base URL, network, proxies and verify, or try again later."
+
+    def __init__(self, what: str, **facts: Any) -> None:
+        super().__init__(what, **facts)
+        if self.status in TRANSIENT:
+            self.advice = "The fault is not here: the next call tries again."
+        elif self.status is not None and self.status >= 300:
+            self.advice = "Check the base URL."
 
 
 class RevocationError(FinapiError):
@@ -192,6 +237,15 @@ _API_ADVICE: dict[int | None, str] = {
 CLIENT_CODES = frozenset(
     ("invalid_client", "unauthorized_client", "unsupported_grant_type", "invalid_scope", "invalid_client_metadata")
 )
+#: Statuses of the token endpoint that pass by themselves.
+TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504))
+
+_CLIENT_ADVICE = {
+    "unauthorized_client": "This client may not use this grant: ask finAPI's support what it is registered for.",
+    "unsupported_grant_type": "There is no such grant at this address: check the base URL, and ask finAPI's support.",
+    "invalid_scope": "This client may not have the scope: ask finAPI's support what it is registered for.",
+    "invalid_client_metadata": "The client's registration is not in order: ask finAPI's support.",
+}
 
 
 def is_about_refresh_token(error: FinapiError) -> bool:

@@ -6,10 +6,12 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
+from .errors import without_frames
 from .redaction import Redacted
 
 #: A secret, or a callable that returns it, asked whenever a token is looked for (a vault).
@@ -24,6 +26,10 @@ class Credentials:
     client_secret: str
     username: str | None = None
     password: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "client_secret", Redacted(self.client_secret))
+        object.__setattr__(self, "password", None if self.password is None else Redacted(self.password))
 
     def __repr__(self) -> str:
         return f"<Credentials of {self}>"
@@ -49,13 +55,16 @@ class Credentials:
         """What tells this password from another one without telling the password; empty without one."""
         return "" if self.password is None else self._digest("password", folded(self.username), self.password)
 
-    def secrets(self) -> tuple[str, ...]:
+    def secrets(self) -> tuple[Redacted, ...]:
         """Return what no error may repeat."""
-        return tuple(secret for secret in (self.client_secret, self.password) if secret)
+        return tuple(Redacted(secret) for secret in (self.client_secret, self.password) if secret)
 
     def _digest(self, *parts: str | None) -> str:
-        text = json.dumps([self.client_id, *parts])
-        return hmac.new(self.client_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+        text, handled = Redacted(json.dumps([self.client_id, *parts])), sys.exc_info()[1]
+        try:
+            return hmac.new(self.client_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+        except BaseException as error:  # noqa: B036 - a signal: the frames of hmac hold both
+            raise without_frames(error, handled)  # noqa: B904 - it is the same error
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -73,14 +82,14 @@ class Identity:
     def __post_init__(self) -> None:
         _check("client_id", self.client_id)
         if not callable(self.client_secret):
-            _check("client_secret", self.client_secret)
+            object.__setattr__(self, "client_secret", Redacted(_check("client_secret", self.client_secret)))
         if self.username is not None:
             _check("username", self.username)
         if self.password is not None:
             if self.username is None:
                 raise ValueError("password needs a username (in the environment: FINAPI_USERNAME)")
             if not callable(self.password):
-                _check("password", self.password)
+                object.__setattr__(self, "password", Redacted(_check("password", self.password)))
 
     def __repr__(self) -> str:
         return f"<Identity {self}>"
@@ -95,8 +104,8 @@ class Identity:
 
     def credentials(self) -> Credentials:
         """Return the secrets as they are now; what a callable raises comes through."""
-        client_secret = Redacted(_reveal("client_secret", self.client_secret))
-        password = None if self.password is None else Redacted(_reveal("password", self.password))
+        client_secret = _reveal("client_secret", self.client_secret)
+        password = None if self.password is None else _reveal("password", self.password)
         return Credentials(self.client_id, client_secret, self.username, password)
 
 
@@ -117,19 +126,21 @@ def label(client_id: str, username: str | None) -> str:
 
 
 def _reveal(argument: str, secret: Secret) -> str:
-    if not callable(secret):
-        return secret
-    return _check(f"{argument} (as its callable returned it)", secret())
+    return _check(f"{argument} (as its callable returned it)", secret()) if callable(secret) else secret
 
 
 def _check(argument: str, value: object) -> str:
-    """Return *value* if it is text that a form can carry, else raise without showing it."""
+    """Return *value* if it is text that a form can carry, else raise without showing it, in a frame's locals either."""
     if not isinstance(value, str):
-        raise TypeError(f"{argument} must be text, not {type(value).__name__}")
+        kind, value = type(value).__name__, None
+        raise TypeError(f"{argument} must be text, not {kind}")
+    value = Redacted(value)
     if not value:
         raise ValueError(f"{argument} must not be empty")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{argument} must be text that UTF-8 can carry") from None
+    if value != value.strip() and not argument.startswith("username"):
+        raise ValueError(f"{argument} must not begin or end with white space, as a line of a file does: strip it")
     return value

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from html import escape
+from typing import SupportsIndex
 from urllib.parse import quote, quote_plus
 
 _LONGEST = 500
@@ -21,6 +22,10 @@ class Redacted(str):
 
     def __repr__(self) -> str:
         return "'[redacted]'"
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Redacted:
+        """Return a part, which is as secret: trackers shorten a long text before they ask for its repr."""
+        return Redacted(super().__getitem__(key))
 
 
 def printable(value: object) -> str | None:

@@ -20,6 +20,7 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from urllib3.util import Retry
 
+from . import __version__
 from .auth import BearerAuth, bearer_auth_of
 from .cell import Cells
 from .endpoint import RETRIES, Timeout, TokenEndpoint
@@ -94,6 +95,7 @@ class FinapiSession(requests.Session):
         identity = Identity(client_id, client_secret, username, password)
         given = _token(token)
         super().__init__()
+        self.headers["User-Agent"] = f"finapi-session/{__version__} {self.headers['User-Agent']}"
         self.environment = _environment(environment)
         self.timeout = timeout
         self.request_id = _request_ids(request_id)

@@ -19,6 +19,9 @@ _VISIBLE = re.compile(r"[\x21-\x7e]+")
 # Appendix A.17: a refresh token may hold spaces as well.
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
+#: Characters of a token at most; finAPI's may grow to 8,192.
+LONGEST_TOKEN = 16_384
+
 
 class Bearer(Redacted):
     """The ``Authorization`` value of a token (RFC 6750, section 2.1).
@@ -33,7 +36,8 @@ class Bearer(Redacted):
 class Token:
     """An access token, with what came with it (RFC 6749, section 5.1).
 
-    ``access_token`` and ``refresh_token`` are opaque text and not shown, ``scope`` is what finAPI says of it ("all").
+    ``access_token`` and ``refresh_token`` are opaque text of at most 16,384 characters and not shown, ``scope`` is
+    what finAPI says of it ("all").
     ``expires_at`` is in epoch seconds by this machine's clock, ``None`` for a token that never expires;
     ``issued_at`` the epoch second at which it was asked for. Raises ``ValueError`` or ``TypeError`` for what
     cannot be a token.
@@ -48,10 +52,7 @@ class Token:
     authorization: Bearer = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.access_token, str) or not _VISIBLE.fullmatch(self.access_token):
-            raise ValueError("access_token must be text of visible ASCII characters")
-        if self.refresh_token is not None and not sound_refresh_token(self.refresh_token):
-            raise ValueError("refresh_token must be text of printable ASCII characters or None")
+        _check_texts(self.access_token, self.refresh_token)
         for name in ("expires_at", "issued_at"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, (int, float)) or not math.isfinite(value)):
@@ -113,9 +114,19 @@ class Token:
         return self.expires_at is not None and now >= self.expires_at
 
 
+def _check_texts(access_token: object, refresh_token: object) -> None:
+    if not isinstance(access_token, str) or not _VISIBLE.fullmatch(access_token):
+        raise ValueError("access_token must be text of visible ASCII characters")
+    if len(access_token) > LONGEST_TOKEN:
+        raise ValueError(f"access_token must have at most {LONGEST_TOKEN} characters")
+    if refresh_token is not None and not sound_refresh_token(refresh_token):
+        said = f"text of printable ASCII characters, at most {LONGEST_TOKEN}, or None"
+        raise ValueError(f"refresh_token must be {said}")
+
+
 def sound_refresh_token(value: object) -> bool:
     """Tell whether *value* can be a refresh token."""
-    return isinstance(value, str) and _PRINTABLE.fullmatch(value) is not None
+    return isinstance(value, str) and len(value) <= LONGEST_TOKEN and _PRINTABLE.fullmatch(value) is not None
 
 
 _FIELDS = ("access_token", "expires_at", "refresh_token", "issued_at", "scope")

@@ -809,6 +809,39 @@ def test_logout_that_fails_keeps_the_token(environ: dict[str, str], sandbox: San
     assert run(environ, "status").stdout.startswith("1 identity")
 
 
+@pytest.mark.parametrize("hint", [None, "access_token", "refresh_token"])
+def test_revoke_a_token_from_standard_input(hint: str | None, environ: dict[str, str], sandbox: Sandbox) -> None:
+    """A leaked token is revoked by the client, whose own is listed like any other; nothing repeats it."""
+    leaked = sandbox.session(sandbox.username, revoke_on_close=False).fetch_token()
+    text = leaked.refresh_token if hint == "refresh_token" else leaked.access_token
+    result = run(environ, "revoke", *(("--hint", hint) if hint else ()), stdin=f"{text}\n")
+    assert (result.returncode, result.stdout) == (0, f"Revoked at {sandbox.base_url}, if finAPI knew it.\n")
+    assert [call.revoked for call in sandbox.calls if call.path == "/oauth/revoke"] == [sandbox.username]
+    assert str(text) not in result.stderr + result.stdout
+    assert "sandbox-client" in run(environ, "status").stdout
+
+
+@pytest.mark.parametrize("junk", ["", "two\nlines", "t\u00f6ken", "x" * 16_385], ids=["none", "two", "umlaut", "long"])
+def test_revoke_junk(junk: str, environ: dict[str, str], sandbox: Sandbox) -> None:
+    """What cannot be a token is refused in one line before anything is sent."""
+    result = run(environ, "revoke", stdin=junk)
+    assert result.returncode == 2 and the_line(result).startswith("token must be text")
+    assert sandbox.calls == []
+
+
+def test_revoke_bytes_that_are_no_text(environ: dict[str, str]) -> None:
+    """Bytes on standard input that are no text are a mistake of whoever typed the command."""
+    result = subprocess.run([*COMMAND, "revoke"], env=environ, input=b"\xff\xfe", capture_output=True, timeout=60)
+    assert result.returncode == 2 and b"token must be text" in result.stderr
+
+
+def test_revoke_without_a_standard_input(environ: dict[str, str]) -> None:
+    """A process without a standard input is told what is missing."""
+    command = f"exec {shlex.join([*COMMAND, 'revoke'])} <&-"
+    result = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "standard input" in result.stderr
+
+
 def test_logout_of_nobody(anna: dict[str, str], sandbox: Sandbox) -> None:
     """To log out who is not logged in costs no call."""
     result = run(anna, "logout")

@@ -712,6 +712,7 @@ def test_any_request_id_of_a_session(request_id: Any) -> None:
 def test_any_credentials(client_id: str, secret: str, username: str, password: str) -> None:
     """Any text in ids and secrets arrives whole in the form, and two different passwords never share a token."""
     assume(all((client_id, secret, username, password)))
+    assume(all(text == text.strip() for text in (client_id, secret, password)))
     forms: list[dict[str, str]] = []
 
     def respond(request: requests.PreparedRequest) -> Answered:

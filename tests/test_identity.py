@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,10 @@ URL = "https://sandbox.finapi.io/oauth/token"
         ({"username": None, "password": "secret-password"}, "password needs a username"),
         ({"password": ""}, "password"),
         ({"password": 7}, "password"),
+        ({"client_id": "id\n"}, "client_id must not begin or end with white space"),
+        ({"client_secret": " secret"}, "client_secret must not begin or end with white space"),
+        ({"password": "secret-password\r\n"}, "password must not begin or end with white space"),
+        ({"password": "\u00a0secret-password"}, "password must not begin or end with white space"),
     ],
 )
 def test_bad_input_is_named(arguments: dict[str, object], named: str) -> None:
@@ -37,7 +42,7 @@ def test_bad_input_is_named(arguments: dict[str, object], named: str) -> None:
     assert "secret-password" not in str(caught.value)
 
 
-@pytest.mark.parametrize("junk", [None, "", 7, b"bytes", "\ud800"])
+@pytest.mark.parametrize("junk", [None, "", 7, b"bytes", "\ud800", "from-a-file\n"])
 def test_junk_from_a_callable_is_named(junk: object) -> None:
     """A callable secret that returns junk is an error naming the argument, when it is asked."""
     with pytest.raises((ValueError, TypeError), match=r"password \(as its callable returned it\)"):
@@ -95,3 +100,32 @@ def test_reprs_hide_the_secrets() -> None:
     assert "alice" in shown and "s3cret" not in shown and "pa55word" not in shown
     assert str(Identity("id", "s3cret")) == "client 'id'"
     assert pickle.loads(pickle.dumps(identity)) == identity
+
+
+def test_white_space_inside_a_secret_is_the_callers() -> None:
+    """Only at its ends is white space a mistake; a password may hold some, and what is no secret is not looked at."""
+    credentials = Identity("my id", "s cr t", " alice", "pass word").credentials()
+    assert (credentials.client_id, credentials.password) == ("my id", "pass word")
+
+
+def test_an_interrupted_digest_shows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the digest of a secret leaves no frame of hmac behind, nor the secrets in ours."""
+
+    def interrupted(key: bytes, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hmac.new", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Credentials("id", "s3cret", "alice", "pa55word").key(URL)
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack
+    assert "interrupted" not in [frame.name for frame in frames]
+    assert "s3cret" not in repr([frame.locals for frame in frames if "test_" not in frame.filename])
+
+
+def test_credentials_hide_plain_text() -> None:
+    """Whoever makes credentials of plain text finds it redacted in them, whole or in parts, and as good as before."""
+    credentials = Credentials("id", "s3cret", "alice", "pa55word")
+    shown = repr([credentials.secrets(), credentials.client_secret, credentials.password, credentials.secrets()[1][:4]])
+    assert "s3" not in shown and "pa5" not in shown
+    assert credentials.secrets() == ("s3cret", "pa55word")
+    assert pickle.loads(pickle.dumps(credentials)) == credentials

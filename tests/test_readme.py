@@ -158,12 +158,12 @@ def test_every_python_section_is_run_here() -> None:
 
 
 def test_ten_lines_that_work(run: Run, finapi: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first example prints banks and accounts; both tokens are revoked, all on one connection."""
+    """The first example prints banks and accounts; both tokens are revoked, on one connection but for the login."""
     namespace = run("Ten lines that work")
     out = capsys.readouterr().out.splitlines()
     assert out[0] == f"{namespace['banks']['paging']['totalCount']} banks"
     assert [line.split()[0] for line in out[1:]] == ["Girokonto", "Tagesgeld", "Kreditkarte"]
-    assert (finapi.count("/token"), finapi.count("/revoke", status=200), finapi.connections) == (2, 2, 1)
+    assert (finapi.count("/token"), finapi.count("/revoke", status=200), finapi.connections) == (2, 2, 2)
     assert len([line for line in blocks("Ten lines that work")[0].code.split("\n") if line.strip()]) <= 10
 
 
@@ -260,6 +260,13 @@ def test_errors_table() -> None:
     assert set(shown) == leaves
     tokens = [issubclass(getattr(finapi_session, name), finapi_session.TokenError) for name in shown]
     assert tokens == [True] * 6 + [False] * 2
+
+
+def test_finapis_own_calls(run: Run, finapi: Sandbox) -> None:
+    """The example gets a token by hand, under the id that it names, and revokes it."""
+    token = run("finAPI's own calls")["token"]
+    assert token.access_token and finapi.calls[0].request_id == "audit-7"
+    assert "/oauth/revoke" in [call.path for call in finapi.calls]
 
 
 def test_request_ids(run: Run, finapi: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,6 +374,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     )
     lines = [line for line in commands("Command line") if "curl" not in line or shutil.which("curl")]
     # What a person would type when asked; from then on she has a token.
+    (tmp_path / "leaked-token.txt").write_text("leaked\n")
     lines[0] = f"FINAPI_PASSWORD=her-password {lines[0]}"
     ours = {
         "FINAPI_ENVIRONMENT": finapi.base_url,
@@ -387,7 +395,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     transactions = json.loads((tmp_path / "transactions.json").read_text())["transactions"]
     assert len(transactions) > 20
     assert re.search(r"^ *user alice of .* valid", shown.stdout, re.M) and "Berliner Sparkasse" in shown.stdout
-    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice"}
+    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice", None}
 
 
 def test_the_two_commands() -> None:

@@ -160,3 +160,12 @@ def test_what_is_no_kept_token_is_refused(text: str, said: str) -> None:
     """A text that `dumps` did not write is a ValueError that says why."""
     with pytest.raises(ValueError, match=said):
         Token.loads(text)
+
+
+def test_the_longest_token() -> None:
+    """A token of 16,384 characters is one, a longer one is a ValueError that names which, and shows nothing of it."""
+    assert Token("x" * 16_384, refresh_token="y" * 16_384).lifetime
+    for name in ("access_token", "refresh_token"):
+        with pytest.raises(ValueError, match=f"^{name} must .*at most 16384") as caught:
+            Token(**{"access_token": "t", name: "x" * 16_385})
+        assert "xx" not in str(caught.value)

@@ -20,6 +20,7 @@ from finapi_session import (
     SANDBOX_V2,
     AccessDeniedError,
     ApiError,
+    AuthorizationApi,
     BearerAuth,
     EncryptedStore,
     Environment,
@@ -121,6 +122,16 @@ def use(session: MySession) -> None:
         assert_type(environment, Environment)
         alice.revoke()
     session.close()
+
+
+def by_hand(session: FinapiSession) -> None:
+    """Make finAPI's two OAuth calls."""
+    api = AuthorizationApi(session)
+    assert_type(api.get_token("client_credentials", "id", "secret", x_request_id="mine"), Token)
+    token = api.get_token("password", "id", "secret", username="alice", password="her-password")
+    token = api.get_token("refresh_token", "id", "secret", refresh_token=token.refresh_token)
+    api.revoke_token(token.access_token, token_type_hint="access_token", x_request_id="mine")
+    api.revoke_token(token.access_token)
 
 
 def tokens(token: Token) -> tuple[Token, ...]:

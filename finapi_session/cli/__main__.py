@@ -114,7 +114,8 @@ def _code(error: FinapiError) -> int:
 
 def _advised(error: FinapiError) -> str:
     text, advice = str(error), _ADVICE.get(type(error))
-    if advice is None:
+    # Advice that is this error's own fits better.
+    if advice is None or error.advice != type(error).advice:
         return text
     return text.replace(error.advice, advice) if error.advice else f"{text} {advice}"
 

@@ -22,13 +22,14 @@ import click
 from click.core import ParameterSource
 
 from .. import __version__
+from ..authorization import AuthorizationApi
 from ..environment import Environment
 from ..errors import FinapiError, LoginRequiredError
 from ..events import TokenEvent
 from ..identity import folded
 from ..session import FinapiSession
 from ..stores.protocol import TokenStore
-from ..tokens import Token
+from ..tokens import LONGEST_TOKEN, Token
 from . import output
 from .logins import Client, Login, Logins, StorageError, forget_client, keep_client, kept_client
 
@@ -439,6 +440,31 @@ def _list_client(settings: Settings, client: Client, environment: Environment) -
     kept = kept_client(environment)
     if kept is not None and (kept.client_id, environment.token_url) not in here:
         forget_client(environment)
+
+
+@commands.command()
+@click.option("--hint", type=click.Choice(("access_token", "refresh_token")), help="What kind of token it is.")
+@click.pass_obj
+def revoke(settings: Settings, hint: str | None) -> None:
+    """Revoke a token that standard input gives, a leaked one for example.
+
+    With --hint access_token that token alone; with --hint refresh_token, and without a hint, all of its grant.
+    """
+    if sys.stdin is None:
+        raise click.UsageError("give the token on standard input")
+    environment = settings.environment
+    client = settings.client(environment)
+    with settings.session(client, None) as session:
+        try:
+            # More than the longest token is none.
+            text = _ask("", "Token", hide_input=True) if sys.stdin.isatty() else sys.stdin.read(2 * LONGEST_TOKEN)
+            AuthorizationApi(session).revoke_token(text.strip(), token_type_hint=hint)
+        except ValueError as error:
+            reason = "token must be text" if isinstance(error, UnicodeError) else str(error)
+            raise click.UsageError(reason) from None
+    with suppress(StorageError):  # the client's own token, which it took, is kept
+        settings.logins.add(Login.of(client, None, environment))
+    click.echo(f"Revoked at {_name(environment)}, if finAPI knew it.")
 
 
 @commands.command()
