@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from finapi_session import FinapiSession
+from finapi_session import FinapiSession, TokenEvent
 from finapi_session.auth import bearer_auth_of
 from finapi_session.testing import Sandbox
 
@@ -99,7 +99,12 @@ def _sealed() -> str:
 def test_a_copy_starts_anew(sandbox: Sandbox) -> None:
     """Neither whose turn it was, nor what a vault raised, goes along into a copy or a pickle."""
     copies: list[FinapiSession] = []
-    session = sandbox.session(on_event=lambda _: copies or copies.append(copy.deepcopy(session)))
+
+    def listen(_: TokenEvent) -> None:
+        if not copies:
+            copies.append(copy.deepcopy(session))
+
+    session: FinapiSession = sandbox.session(on_event=listen)
     session.fetch_token()
     assert copies[0].get(ECHO).status_code == 200
     sealed = FinapiSession("id", _sealed, environment=sandbox.environment)
@@ -196,7 +201,7 @@ def test_the_end_of_a_program_is_quiet(sandbox: Sandbox, tmp_path: Path) -> None
     """Sessions that nobody closed, one of which its password refers to, end without a word."""
     script = tmp_path / "script.py"
     script.write_text(f"""
-from finapi_session import FinapiSession
+from finapi_session import FinapiSession, TokenEvent
 
 class Account:
     def __init__(self, client):
