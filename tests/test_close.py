@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from finapi_session import LoginRequiredError, MemoryStore
+from finapi_session import InvalidGrantError, LoginRequiredError, MemoryStore, TokenError
 from finapi_session.testing import Sandbox
 
-from .herd import CALLS, ECHO
-from .logins import without_password
+from .clocks import Clock
+from .herd import CALLS, ECHO, warm
+from .links import Link
+from .logins import keys, stored, without_password
 
 
 @pytest.mark.parametrize("times", [1, 9])
@@ -96,15 +98,15 @@ def test_a_token_given_is_gone_once_it_is_revoked(sandbox: Sandbox) -> None:
     assert sandbox.count(CALLS) == calls
 
 
-@pytest.mark.parametrize("stored", ["known to her", "taken in place of what was given"])
-def test_revoke_leaves_no_grant_alive(stored: str, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("given_before", ["known to her", "taken in place of what was given"])
+def test_revoke_leaves_no_grant_alive(given_before: str, sandbox: Sandbox) -> None:
     """Of a user with a token given beside the stored one nothing is left, in use or not."""
     sandbox.sticky = False
     store = MemoryStore()
     tokens = [sandbox.session("alice", store=store).fetch_token(), sandbox.session("alice").fetch_token()]
     given = replace(tokens[1], issued_at=1.0)
     alice = without_password(sandbox, store, token=given)
-    if stored != "known to her":
+    if given_before != "known to her":
         alice.get(ECHO)
     alice.revoke()
     with pytest.raises(LoginRequiredError, match="there is no token"):
@@ -112,3 +114,40 @@ def test_revoke_leaves_no_grant_alive(stored: str, sandbox: Sandbox) -> None:
     for token in tokens:
         with pytest.raises(LoginRequiredError):
             without_password(sandbox, MemoryStore(), token=token).get(ECHO)
+
+
+def test_what_was_revoked_is_not_brought_back_by_a_worker_that_was_cut_off(sandbox: Sandbox, clock: Clock) -> None:
+    """The store keeps that the tokens are dead, and no token: whoever comes back with them drops them."""
+    store = MemoryStore()
+    link = Link(store)
+    cut_off, alice = sandbox.session("alice", store=link), sandbox.session("alice", store=store)
+    token = cut_off.fetch_token()
+    warm(alice)
+    link.cut()
+    alice.revoke()
+    kept = str(store.get(keys(sandbox)[0]))
+    assert token.access_token not in kept and (token.refresh_token or "?") not in kept
+    link.mend()
+    clock.before_expiry(cut_off)
+    warm(cut_off)
+    cut_off.close()
+    assert token not in [grant.token for grant in stored(sandbox, store)]
+    warm(alice)
+    assert sandbox.count(CALLS, grant_type="password") == 2 and sandbox.count(CALLS, grant_type="refresh_token") <= 1
+
+
+def test_revoke_pardons_its_own_password_only(sandbox: Sandbox) -> None:
+    """What finAPI refused to others of the same user is not sent again for that."""
+    store = MemoryStore()
+    mine, theirs = (sandbox.session("alice", password, store=store) for password in ("wrong", "as-wrong"))
+    for session in (mine, theirs):
+        with pytest.raises(InvalidGrantError):
+            session.get(ECHO)
+    mine.revoke()
+    for session in (theirs, sandbox.session("alice", "as-wrong", store=store)):
+        with pytest.raises(InvalidGrantError):
+            session.get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 2
+    with pytest.raises(TokenError):
+        mine.get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from finapi_session.errors import raised_by_signal_handler
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
-from .herd import CALLS, ECHO
+from .herd import CALLS, ECHO, warm
 
 
 class TimeIsUp(Exception):
@@ -106,6 +107,22 @@ def test_a_time_limit_comes_through_close(sandbox: Sandbox, path: str) -> None:
     session.get(ECHO)
     sandbox.latency = {path: 1.0}
     _limited(0.3, session.close)
+
+
+@pytest.mark.parametrize("username", [None, "alice"])
+def test_a_time_limit_in_a_token_call_leaves_no_lock_taken(username: str | None, sandbox: Sandbox) -> None:
+    """The next call, of whichever thread or worker, asks at once."""
+    store = MemoryStore()
+    client = sandbox.session(username, store=store)
+    sandbox.latency = {CALLS: 0.6}
+    _limited(0.2, client.fetch_token)
+    sandbox.latency = 0
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(client.get, ECHO).result().status_code == 200
+    warm(client)
+    warm(sandbox.session(username, store=store))
+    assert time.perf_counter() - started < 3
 
 
 def test_a_time_limit_comes_through_a_listener(sandbox: Sandbox) -> None:
