@@ -326,7 +326,7 @@ def test_a_token_given_serves_beside_a_stored_one_that_was_refused(
     warm(worker)
 
 
-def test_a_grant_of_ones_own_is_not_lost_to_a_siblings_renewal(sandbox: Sandbox) -> None:
+def test_a_grant_of_ones_own_is_not_lost_to_a_siblings_renewal(sandbox: Sandbox, clock: Clock) -> None:
     """A user's other grant is there when the one that siblings renewed is gone; its refusal then counts once."""
     sandbox.sticky = False
     store = MemoryStore()
@@ -339,6 +339,8 @@ def test_a_grant_of_ones_own_is_not_lost_to_a_siblings_renewal(sandbox: Sandbox)
     for session in (sibling, worker):
         warm(session)
     sandbox.session("alice", store=store).revoke()
+    worker.get(ECHO)  # what it holds is dead, and so is the access token of the other grant: two sends are all
+    clock.go_on(1)
     warm(worker)
     sandbox.revoke_tokens("alice", refresh=True)
     calls = sandbox.count(CALLS)
