@@ -79,6 +79,21 @@ def test_a_token_given_that_the_store_did_not_take_is_saved_later(sandbox: Sandb
     assert len(stored(sandbox, store)) == 1 and sandbox.count(CALLS) == 1
 
 
+def test_a_refusal_that_the_store_did_not_take_is_saved_by_a_later_call(sandbox: Sandbox, clock: Clock) -> None:
+    """Ten seconds on, whoever is told of it again writes it, so that siblings do not send the password."""
+    store = MemoryStore()
+    link = Link(store, *Link.ALL)
+    bad = sandbox.session("alice", "wrong", store=link)
+    with pytest.raises(InvalidGrantError):
+        bad.get(ECHO)
+    link.mend()
+    clock.go_on(11)
+    for session in (bad, sandbox.session("alice", "wrong", store=store)):
+        with pytest.raises(InvalidGrantError):
+            session.get(ECHO)
+    assert sandbox.users["alice"].failed_logins == 1
+
+
 @pytest.mark.parametrize("arrived", [False, True])
 def test_a_store_that_is_well_again_is_left_alone(arrived: bool, sandbox: Sandbox, clock: Clock) -> None:
     """After one failed write nobody looks every ten seconds for ever, and what a sibling revokes stays revoked."""

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import pytest
 import requests
 from requests.adapters import BaseAdapter
 
-from finapi_session import MemoryStore
+from finapi_session import FinapiSession, MemoryStore, TokenError
 from finapi_session.errors import raised_by_signal_handler
+from finapi_session.flight import Ticket
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
@@ -158,3 +163,45 @@ def test_whatever_a_handler_is_made_of_it_is_known(handler: Callable[..., None])
         assert raised_by_signal_handler(caught.value) and not raised_by_signal_handler(other.value)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def _struck(number: int, session: FinapiSession) -> bool:
+    """Let an interruption strike a token call at the step of that *number* in which it gives its flights back.
+
+    Return whether there is such a step.
+    """
+    left = [number]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        if frame.f_code is not Ticket.__exit__.__code__:
+            return None
+        left[0] -= event in ("call", "line")
+        if left[0] == 0:
+            raise TimeIsUp
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        session.fetch_token()
+    except TimeIsUp:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_an_interruption_on_the_way_out_leaves_no_flight_taken(number: int, sandbox: Sandbox) -> None:
+    """Another thread goes on at once, wherever in a flight's end the signal strikes."""
+    session, done = sandbox.session(), threading.Event()
+
+    def call() -> None:
+        with suppress(TokenError):
+            session.get(ECHO)
+            done.set()
+
+    assert _struck(number, session)
+    sandbox.revoke_tokens()
+    threading.Thread(target=call, daemon=True).start()
+    assert done.wait(3)

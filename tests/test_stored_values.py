@@ -130,6 +130,14 @@ def test_an_old_value_is_a_miss_and_a_plain_warning(sandbox: Sandbox, caplog: py
     assert "old" not in str(store.get(keys(sandbox)[0]))
 
 
+def test_what_is_not_ours_is_warned_of_once(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """One value that cannot be read, in one call, is one warning."""
+    store = MemoryStore()
+    store.set(keys(sandbox)[0], '{"token": {"access_token": "old"}, "refused": {}}')
+    warm(sandbox.session("alice", store=store))
+    assert len(warnings(caplog)) == 1
+
+
 @pytest.mark.parametrize("value", [b"bytes", 5, ["a"], {"a": "b"}])
 def test_what_is_no_text_is_a_miss_and_a_warning(
     value: object, sandbox: Sandbox, caplog: pytest.LogCaptureFixture

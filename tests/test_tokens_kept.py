@@ -71,6 +71,14 @@ def test_a_token_given_is_stored_on_close(sandbox: Sandbox) -> None:
     assert sandbox.count(CALLS) == 1
 
 
+def test_a_token_given_is_stored_by_the_first_call(sandbox: Sandbox) -> None:
+    """It is there for the next process whether or not this one lives to its end."""
+    store = MemoryStore()
+    warm(without_password(sandbox, store, token=sandbox.session("alice").fetch_token()))
+    warm(without_password(sandbox, store))
+    assert sandbox.count(CALLS) == 1
+
+
 @pytest.mark.parametrize("revoke_on_close", [None, False, True])
 def test_a_token_given_lives_on_unless_told_otherwise(revoke_on_close: bool | None, sandbox: Sandbox) -> None:
     """It is the caller's, even where the store is the session's own memory."""
@@ -609,3 +617,38 @@ def test_a_client_secret_changed_in_a_running_process_costs_no_login(
     with nullcontext() if password else pytest.raises(LoginRequiredError):
         warm(alice)
     assert sandbox.count(CALLS, grant_type="password") == (2 if password else 1)
+
+
+def test_a_refused_password_is_not_sent_again_for_a_new_client_secret(sandbox: Sandbox) -> None:
+    """What finAPI said of the password goes along as the tokens do."""
+    secrets = [sandbox.client_secret]
+    alice = sandbox.session("alice", "wrong", client_secret=lambda: secrets[-1])
+    for _ in range(2):
+        with pytest.raises(InvalidGrantError):
+            alice.get(ECHO)
+        secrets.append("another-client-secret")
+        sandbox.change_client_secret(secrets[-1])
+    assert sandbox.users["alice"].failed_logins == 1
+
+
+def test_a_client_secret_changed_while_the_store_is_down_leaves_nothing_for_ever(
+    sandbox: Sandbox, clock: Clock
+) -> None:
+    """What the old secret opens is removed when the store is back: by a later call, or on close."""
+    store, secrets = MemoryStore(), [sandbox.client_secret]
+    old = keys(sandbox)[0]
+    sandbox.session("alice", store=store).fetch_token()
+    link = Link(store)
+    client = sandbox.session(client_secret=lambda: secrets[-1], store=link)
+    alice = client.user("alice")
+    warm(alice)
+    secrets.append("another-client-secret")
+    sandbox.change_client_secret(secrets[-1])
+    clock.go_on(3601)
+    link.cut()
+    warm(alice)
+    link.mend()
+    clock.go_on(11)
+    warm(alice)
+    client.close()
+    assert store.get(old) is None and len(stored(sandbox, store)) == 1

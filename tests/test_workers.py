@@ -66,6 +66,23 @@ def test_a_dead_token_that_the_store_has_fails_at_most_one_of_eight_workers(sand
     assert sandbox.count(CALLS) - before == 1
 
 
+def test_a_dead_token_that_the_store_has_fails_at_most_one_of_eight_workers_that_start(
+    sandbox: Sandbox, clock: Clock
+) -> None:
+    """As above, where the API has taken no token of theirs yet: both are old, not ones that finAPI has just given."""
+    shared = MemoryStore()
+    sandbox.session("alice", store=shared).fetch_token()
+    workers = [sandbox.session("alice", store=shared) for _ in range(8)]
+    for worker in workers:
+        worker.fetch_token()
+    sandbox.revoke_tokens("alice")
+    warm(sandbox.session("alice", store=shared))
+    clock.go_on(1200)
+    sandbox.revoke_tokens("alice")
+    statuses = [worker.get(ECHO).status_code for worker in workers]
+    assert statuses.count(401) <= 1
+
+
 def _killed_as_they_come(sandbox: Sandbox, times: int) -> tuple[FinapiSession, list[str]]:
     """Return a session of alice in which so many new tokens die as soon as finAPI has given them, and why it waits."""
     reasons: list[str] = []
