@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .fallback import LOOK_AGAIN, Fallback
 from .flight import Flight, Ticket
 from .identity import Credentials
-from .knowledge import MOST_TEXT, NOTHING, Knowledge
+from .knowledge import MOST_TEXT, NOTHING, Knowledge, rejected
 from .redaction import Redacted
 from .renewal import View
 from .tokens import Bearer
@@ -26,6 +26,8 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # A token that lived for so many seconds, or for as long as the last pause, was of use.
 _MOMENT = 1.0
 _FORMAT = "2"
+# What fails where a store answers, but not with what we wrote.
+_VALUE = "value"
 
 # By process, so that a forked child never waits for a thread that only its parent has.
 _merging: dict[int, threading.RLock] = {}
@@ -88,11 +90,13 @@ class Cell:
     def reject(self, bearer: Bearer) -> float:
         """Note that the API rejected *bearer*; return the seconds for which it is not renewed.
 
-        They double with each token that the API never took, if the one before died only a moment ago: then finAPI's
-        tokens are of no use, be it that the API rejects all, or only one endpoint that does.
+        They double with each young token that the API never took, if the one before died only a moment ago: then
+        finAPI's tokens are of no use, be it that the API rejects all, or only one endpoint that does.
         """
         last, now, seconds = self.pause, time.time(), 0.0
-        if self.accepted == bearer or (last is not None and last.bearer == bearer):
+        grant = self.knowledge.find(bearer.partition(" ")[2])
+        old = grant is None or now - (grant.token.issued_at or 0.0) > LONGEST_PAUSE
+        if old or self.accepted == bearer or (last is not None and last.bearer == bearer):
             return 0.0
         if last is not None and abs(now - last.until) <= max(_MOMENT, last.seconds):
             seconds = min(max(SHORTEST_PAUSE, 2 * last.seconds), LONGEST_PAUSE)
@@ -166,11 +170,12 @@ class Cells:
                 if cell.lags:
                     return
 
-    def remove(self, key: str) -> None:
-        """Keep nothing under *key*, here or in the store."""
-        self._cells.pop(key, None)
-        for name in (key, refusals_key(key)):
-            self.fallback.delete(name)
+    def empty(self, cell: Cell) -> None:
+        """Keep nothing of *cell*, which is not used any more; what the store does not take now is settled later."""
+        tokens = [token for grant in cell.knowledge.grants for token in (grant.access_id, grant.refresh_id)]
+        self.save(cell, rejected(tokens, cell.knowledge.serial + 1))
+        if not cell.lags and self.fallback.delete(cell.key) and self.fallback.delete(refusals_key(cell.key)):
+            self._cells.pop(cell.key, None)
 
     def _read(self, cell: Cell, key: str, loads: Callable[[str], Knowledge]) -> tuple[bool, Knowledge]:
         """Return whether the store answered, and what it has under *key*: nothing, if that is not ours."""
@@ -178,12 +183,14 @@ class Cells:
         if read.text is None:
             return read.answered, NOTHING
         try:
-            return True, loads(unsealed(cell, key, read.text))
+            known = loads(unsealed(cell, key, read.text))
+            self.fallback.recovered(_VALUE)
+            return True, known
         except Foreign as error:
             reason = str(error)
         except ValueError:
             reason = "malformed"  # its own text may show what is there
-        self.fallback.warn("get", f"what it holds is {reason}, and is taken for nothing")
+        self.fallback.warn(_VALUE, f"it is {reason}, and is taken for nothing")
         return True, NOTHING
 
     def _forget_one(self, busy: Cell) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from .errors import TokenEndpointError, bare
 
 # Greenlets that share a thread wait by sleeping, which lets the one that flies go on.
 _POLL_SECONDS = 0.005
+# Whoever waits for another thread looks so often whether that one is still there.
+_LOOK_SECONDS = 1.0
 
 _REENTERED = "on_event and callable secrets must not ask for a token while one is being asked for"
 
@@ -31,8 +34,9 @@ class Flight:
     __slots__ = ("flying", "failure")
 
     def __init__(self) -> None:
-        #: Who flies, by process, so that a forked child never waits for a thread that only its parent has.
-        self.flying: dict[int, Ticket] = {}
+        #: Who flies, by process, so that a forked child never waits for a thread that only its parent has. It is not
+        #: kept alive by it, so that somebody whom a signal interrupted on the way out is in nobody's way.
+        self.flying: dict[int, weakref.ref[Ticket]] = {}
         self.failure: _Failure | None = None
 
     def __reduce__(self) -> tuple[type[Flight], tuple[()]]:
@@ -41,7 +45,8 @@ class Flight:
     @property
     def busy(self) -> bool:
         """Whether somebody flies."""
-        return os.getpid() in self.flying
+        flying = self.flying.get(os.getpid())
+        return flying is not None and flying() is not None
 
 
 class Ticket:
@@ -50,7 +55,7 @@ class Ticket:
     So an interruption at any point leaves no flight taken.
     """
 
-    __slots__ = ("_flight", "_entered", "_landed", "_thread")
+    __slots__ = ("_flight", "_entered", "_landed", "_thread", "__weakref__")
 
     def __init__(self, flight: Flight) -> None:
         self._flight = flight
@@ -63,8 +68,12 @@ class Ticket:
 
         Raises ``RuntimeError`` if the flight itself asks, and :class:`TokenEndpointError` if it takes too long.
         """
-        deadline = time.monotonic() + seconds
-        while (flying := self._flight.flying.setdefault(os.getpid(), self)) is not self:
+        deadline, flying = time.monotonic() + seconds, self._flight.flying
+        while (holder := flying.setdefault(os.getpid(), weakref.ref(self))()) is not self:
+            if holder is None:
+                flying.pop(os.getpid(), None)
+                continue
+            landed, thread, holder = holder._landed, holder._thread, None
             left = deadline - time.monotonic()
             if left <= 0:
                 if seconds:
@@ -72,10 +81,10 @@ class Ticket:
                 return False
             if id(self._flight) in _aboard.get():
                 raise RuntimeError(_REENTERED)
-            if flying._thread == self._thread:
+            if thread == self._thread:
                 time.sleep(_POLL_SECONDS)
             else:
-                flying._landed.wait(left)
+                landed.wait(min(left, _LOOK_SECONDS))
         _aboard.set(_aboard.get() | {id(self._flight)})
         return True
 
@@ -94,7 +103,8 @@ class Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._flight.flying.get(os.getpid()) is self:
+        flying = self._flight.flying.get(os.getpid())
+        if flying is not None and flying() is self:
             _aboard.set(_aboard.get() - {id(self._flight)})
             del self._flight.flying[os.getpid()]
             self._landed.set()

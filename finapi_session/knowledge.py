@@ -284,6 +284,13 @@ class Knowledge:
         serial = self.serial + 1 if (token.issued_at or 0.0) > newest else 0
         return Knowledge((replace(grant, serial=serial),))
 
+    def moved(self, fingerprint: str, new: str) -> Knowledge:
+        """Return what is known to whoever has the password of *fingerprint*, which is *new* under another secret."""
+        grants = (replace(grant, fingerprint=new) for grant in self.grants if grant.belongs_to(fingerprint))
+        subjects = {password_subject(fingerprint): password_subject(new), LOGIN: LOGIN}
+        refusals = {subjects[name]: refusal for name, refusal in self.refusals.items() if name in subjects}
+        return Knowledge(tuple(grants), self.rejections, refusals)
+
     def dumps(self) -> str:
         """Return grants and rejections as JSON text, the newest grants that fit; it holds tokens."""
         grants = [grant.to_dict() for grant in self.grants]

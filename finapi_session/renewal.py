@@ -143,13 +143,10 @@ Flow = Generator[Step, Any, Union[Grant, None]]
 def renew(want: Want) -> Flow:
     """Return a grant whose token is good, ``None`` if nobody may ask for one now; raises a :class:`TokenError`."""
     view: View = yield Load()
-    if view.lags and _at_hand(view, want) is not None:
-        view = yield from _write(NOTHING)
-    grant = _at_hand(view, want)
+    grant = None if view.lags else _at_hand(view, want)
     if grant is not None or not want.may_ask:
         return grant
-    locked: bool = yield Lock()
-    view = yield Load(refusals=True)
+    locked, view = yield from _settle(NOTHING)
     grant = _at_hand(view, want)
     if grant is not None or (want.early and not (locked and view.read)):
         return grant
@@ -158,7 +155,7 @@ def renew(want: Want) -> Flow:
 
 def record(facts: Knowledge) -> Flow:
     """Merge *facts* into what the store has, unless it lacks nothing; returns ``None``."""
-    yield from _write(facts)
+    yield from _settle(facts)
     return None
 
 
@@ -179,12 +176,13 @@ def revoke(fingerprint: str) -> Flow:
     return None
 
 
-def _write(facts: Knowledge) -> Generator[Step, Any, View]:
-    yield Lock()
+def _settle(facts: Knowledge) -> Generator[Step, Any, tuple[bool, View]]:
+    """Lock, look again, and write *facts* and what the store lacks; return whether the lock was obtained as well."""
+    locked: bool = yield Lock()
     view: View = yield Load(refusals=True)
     if view.lags or facts != NOTHING:
         view = yield Save(facts)
-    return view
+    return locked, view
 
 
 def _at_hand(view: View, want: Want) -> Grant | None:

@@ -232,11 +232,9 @@ class TokenSource:
 
     def _move(self, before: Cell, fingerprint: str) -> None:
         """Take what is known along to a new client secret, which changes the keys; finAPI keeps users' tokens."""
-        grants = (grant for grant in before.knowledge.grants if grant.belongs_to(fingerprint))
-        moved = tuple(replace(grant, fingerprint=self._fingerprint) for grant in grants)
         if self.identity.username is not None:
-            self._drive(renewal.record(Knowledge(moved, before.knowledge.rejections)))
-        self._cells.remove(before.key)
+            self._drive(renewal.record(before.knowledge.moved(fingerprint, self._fingerprint)))
+        self._cells.empty(before)
 
     def _want(self, **changes: Any) -> Want:
         user = self.identity.username is not None

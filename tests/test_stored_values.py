@@ -125,7 +125,7 @@ def test_an_old_value_is_a_miss_and_a_plain_warning(sandbox: Sandbox, caplog: py
     store = MemoryStore()
     store.set(keys(sandbox)[0], '{"token": {"access_token": "old"}, "refused": {}}')
     warm(sandbox.session("alice", store=store))
-    reason = "get: what it holds is of another version, or not ours, and is taken for nothing"
+    reason = "value: it is of another version, or not ours, and is taken for nothing"
     assert all(reason in warning for warning in warnings(caplog)) and warnings(caplog)
     assert "old" not in str(store.get(keys(sandbox)[0]))
 
