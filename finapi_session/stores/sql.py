@@ -13,6 +13,7 @@ from sqlalchemy import (
     URL,
     Column,
     Connection,
+    Dialect,
     Engine,
     MetaData,
     String,
@@ -29,6 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError
+from sqlalchemy.types import TypeEngine
 
 from ..redaction import Redacted
 from .file import FileStore
@@ -43,6 +45,11 @@ class _Unlogged(TypeDecorator[str]):
     impl = Text
     cache_ok = True
 
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        """Return a type that is long enough: MySQL's TEXT holds 64 kB."""
+        long = mysql.MEDIUMTEXT() if dialect.name in ("mysql", "mariadb") else Text()
+        return dialect.type_descriptor(long)
+
     def process_bind_param(self, value: str | None, dialect: object) -> str | None:
         """Hide what is written."""
         return value and Redacted(value)
@@ -52,7 +59,8 @@ class _Unlogged(TypeDecorator[str]):
         return value and Redacted(value)
 
 
-_LONG_TEXT = _Unlogged().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb")
+# Whatever the server's own character set is, which may be one that has few characters.
+_ANY_TEXT: Any = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 _WRITE = "write SQLStore(sqlalchemy.create_engine('...'))"
 
 
@@ -82,7 +90,8 @@ class SQLStore:
             table,
             MetaData(),
             Column("name", String(64), primary_key=True),
-            Column("value", _LONG_TEXT, nullable=False),
+            Column("value", _Unlogged, nullable=False),
+            **_ANY_TEXT,
         )
         self.lock_timeout = lock_timeout
         self._row = self.table.c.name == bindparam("row")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, func, inspect, select, text
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql as postgresql_dialect, sqlite as sqlite_dialect
 from sqlalchemy.exc import IntegrityError, InternalError, OperationalError
 from sqlalchemy.pool import NullPool, StaticPool
 from sqlalchemy.schema import CreateTable
@@ -191,7 +191,7 @@ def test_who_waits_keeps_no_transaction_open(postgresql: SQLStore, fresh_name: s
         with store.lock("key"):
             waiting = [pool.submit(wait) for _ in range(waiters)]
             places.wait_until(lambda: sessions(postgresql.engine, fresh_name)[0] == waiters + 1)
-            for number in range(20):
+            for number in range(8):
                 store.set("key", str(number))
                 assert store.get("key") == str(number)
                 time.sleep(0.12)
@@ -199,7 +199,7 @@ def test_who_waits_keeps_no_transaction_open(postgresql: SQLStore, fresh_name: s
         for future in waiting:
             future.result(20)
     assert seen == {(waiters + 1, 1)}
-    assert sessions(postgresql.engine, fresh_name) == (0, 0)
+    places.wait_until(lambda: sessions(postgresql.engine, fresh_name) == (0, 0))
 
 
 def test_a_holder_needs_one_connection(make: Callable[..., SQLStore]) -> None:
@@ -525,7 +525,20 @@ def test_mysql_statements() -> None:
     assert _try_mysql(connection, "a" * 64)
     assert statements[0] == f"SELECT get_lock('{'a' * 64}', 0) AS get_lock_1"
     table = SQLStore(create_engine("sqlite:///unused.db")).table
-    assert "value MEDIUMTEXT NOT NULL" in str(CreateTable(table).compile(dialect=mysql.dialect()))
+    made = str(CreateTable(table).compile(dialect=mysql.dialect()))
+    assert "value MEDIUMTEXT NOT NULL" in made and "CHARSET=utf8mb4" in made
+
+
+@pytest.mark.parametrize("dialect", [mysql.dialect(), postgresql_dialect.dialect(), sqlite_dialect.dialect()])
+def test_values_are_hidden_in_logs_and_errors(dialect: Any) -> None:
+    """What SQLAlchemy shows of a value that it sends, or gets, is a placeholder, on each database."""
+    column = SQLStore(create_engine("sqlite:///unused.db")).table.c.value
+    kind = column.type.dialect_impl(dialect)
+    sent = kind.bind_processor(dialect)
+    got = kind.result_processor(dialect, None)
+    assert sent is not None and got is not None
+    assert (sent("my-value"), repr(sent("my-value"))) == ("my-value", "'[redacted]'")
+    assert (got("my-value"), repr(got("my-value"))) == ("my-value", "'[redacted]'")
 
 
 def test_repr_shows_no_password(postgresql: SQLStore) -> None:
