@@ -125,7 +125,7 @@ def _limits(address: Any) -> dict[str, Any]:
         return {**limits, "prepare_threshold": None} if driver == "psycopg" else limits
     if driver in ("pymysql", "mysqldb"):
         return dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), _SQL_SECONDS)
-    return {}
+    return {"timeout": _SQL_SECONDS} if driver == "pg8000" else {}
 
 
 def _make_private(address: Any) -> None:

@@ -270,8 +270,14 @@ class _Hold:
 
     def close(self) -> None:
         """Close the connection, which frees the lock; a forked child leaves it to its parent."""
-        if self._process == os.getpid():
+        if self._process != os.getpid():
+            return
+        try:
             self._connection.close()
+        except DatabaseError:
+            # Nothing could be rolled back on it; the second time closes it without.
+            self._connection.close()
+            raise
 
 
 def _checked(engine: Any) -> Engine:

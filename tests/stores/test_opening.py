@@ -52,7 +52,15 @@ def test_redis(redis_socket: str) -> None:
     for url, seconds in (("rediss://host", 2), ("redis://:secret@host/1?socket_timeout=7", 7)):
         settings = getattr(open_store(url), "client").connection_pool.connection_kwargs  # noqa: B009
         assert (settings["socket_timeout"], settings["socket_connect_timeout"]) == (seconds, 2)
-        assert settings["retry"].get_retries() == 0
+        sent: list[bool] = []
+        with pytest.raises(redis.ConnectionError):
+            settings["retry"].call_with_retry(lambda: refused(sent), lambda _error: None)  # noqa: B023
+        assert sent == [True]
+
+
+def refused(sent: list[bool]) -> None:
+    sent.append(True)
+    raise redis.ConnectionError
 
 
 def test_sqlite(tmp_path: Path) -> None:
@@ -91,7 +99,8 @@ def test_postgresql(postgresql_url: str) -> None:
         ("postgresql+psycopg2://", {"connect_timeout": 5, "tcp_user_timeout": 5000}),
         ("mysql+pymysql://", {"connect_timeout": 5, "read_timeout": 5, "write_timeout": 5}),
         ("mysql://", {"connect_timeout": 5, "read_timeout": 5, "write_timeout": 5}),
-        ("postgresql+pg8000://", {}),
+        ("postgresql+pg8000://", {"timeout": 5}),
+        ("postgresql+psycopg2cffi://", {}),
     ],
 )
 def test_each_driver_is_told_not_to_wait(monkeypatch: pytest.MonkeyPatch, url: str, wanted: dict[str, Any]) -> None:

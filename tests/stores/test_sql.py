@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, func, inspect, select, text
@@ -23,6 +23,9 @@ from finapi_session import SQLStore
 from finapi_session.stores.sql import _LOCKS, _name as _sha256, _try_mysql
 
 from . import places
+
+if TYPE_CHECKING:
+    from finapi_session.testing import Sandbox
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -112,6 +115,21 @@ def test_a_user_who_may_not_make_the_table(postgresql: SQLStore, fresh_name: str
         assert store.get("key") == "value"
     finally:
         engine.dispose()
+
+
+def test_a_session_without_the_right_to_make_the_table(
+    postgresql: SQLStore, fresh_name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its calls are served, and one warning names ``create_table()``."""
+    with postgresql.engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {fresh_name} LOGIN"))
+    engine = create_engine(postgresql.engine.url.set(username=fresh_name))
+    with sandbox.session("alice", store=SQLStore(engine, f"{fresh_name}_missing")) as session:
+        for _ in range(3):
+            assert session.get("/api/v2/accounts").ok
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1 and "create_table()" in warned[0]
+    engine.dispose()
 
 
 def test_a_table_of_their_migrations(sqlite: SQLStore) -> None:
@@ -235,14 +253,14 @@ def test_nobody_gets_between_a_holders_writes(postgresql: SQLStore) -> None:
 
 def test_a_lock_that_the_server_takes_back(postgresql: SQLStore, fresh_name: str) -> None:
     """``idle_in_transaction_session_timeout`` frees the lock of a holder that hangs; what that writes is kept."""
-    options = {"options": "-c idle_in_transaction_session_timeout=200"}
+    options = {"options": "-c idle_in_transaction_session_timeout=1000"}
     impatient = create_engine(postgresql.engine.url, connect_args=options)
     store = SQLStore(impatient, postgresql.table.name)
     with pytest.raises(InternalError, match="idle-in-transaction"), store.lock("key"):  # noqa: PT012
         started = time.monotonic()
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(postgresql.lock("key").__enter__).result(5)
-        assert time.monotonic() - started < 2
+            pool.submit(postgresql.lock("key").__enter__).result(20)
+        assert time.monotonic() - started < 10
         store.set("key", "value")
         assert store.get("key") == "value"
     assert postgresql.get("key") == "value"
