@@ -547,6 +547,18 @@ def test_mysql_statements() -> None:
     assert "value MEDIUMTEXT NOT NULL" in made and "CHARSET=utf8mb4" in made
 
 
+def test_a_holder_on_mysql_commits(sqlite: SQLStore, tmp_path: Path) -> None:
+    """Its lock is the session's and outlives the transaction, so what it writes is committed as usual."""
+    commit = _LOCKS["mysql"][1]
+    assert commit is _LOCKS["mariadb"][1]
+    with sqlite.engine.connect() as connection:
+        connection.execute(sqlite.table.insert().values(name="name", value="value"))
+        commit(connection, "a" * 64)
+        with sqlite3.connect(tmp_path / "app.db") as other:
+            assert other.execute("SELECT value FROM tokens").fetchall() == [("value",)]
+        other.close()
+
+
 @pytest.mark.parametrize("dialect", [mysql.dialect(), postgresql_dialect.dialect(), sqlite_dialect.dialect()])
 def test_values_are_hidden_in_logs_and_errors(dialect: Any) -> None:
     """What SQLAlchemy shows of a value that it sends, or gets, is a placeholder, on each database."""
