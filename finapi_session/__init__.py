@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .stores.file import FileStore
     from .stores.keyring import KeyringStore
     from .stores.memory import MemoryStore
+    from .stores.opening import open_store
     from .stores.protocol import TokenStore
     from .stores.redis import RedisStore
     from .stores.sql import SQLStore
@@ -68,6 +69,7 @@ __all__ = [
     "TokenEvent",
     "TokenStore",
     "UserLockedError",
+    "open_store",
     "raise_for_error",
 ]
 
@@ -96,6 +98,7 @@ _HOMES = {
     "stores.file": ("FileStore",),
     "stores.keyring": ("KeyringStore",),
     "stores.memory": ("MemoryStore",),
+    "stores.opening": ("open_store",),
     "stores.protocol": ("TokenStore",),
     "stores.redis": ("RedisStore",),
     "stores.sql": ("SQLStore",),

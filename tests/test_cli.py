@@ -389,6 +389,7 @@ def test_all_pages_show_progress_on_a_terminal(anna: dict[str, str]) -> None:
         ["--store", "shoebox", "token"],
         ["--store", "redis://localhost:port", "token"],
         ["--store", "nosuch://x", "token"],
+        ["--store", "sqlite://", "token"],
         ["request", "GET"],
         ["request", "GRAB", "/api/v2/banks"],
         ["request", "GET", "https://example.com/api/v2/banks"],

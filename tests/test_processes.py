@@ -164,6 +164,28 @@ def test_a_killed_holder_of_the_lock(
     assert sandbox.count(CALLS) == 1
 
 
+def test_a_killed_holder_of_a_lease(
+    start: Start, fleet: list[Program], who: dict[str, str], redis_socket: str, sandbox: Sandbox
+) -> None:
+    """On Redis the next process goes on as soon as the killed holder's lease (3 s here) ends, with one token call."""
+    name = f"t{uuid.uuid4().hex}"
+    holder, *others = start(), *fleet[:3]
+    everyone([holder, *others], "open", store=["redis", redis_socket, name, 3.0], **who)
+    client = places.redis_client(redis_socket)
+    sandbox.latency = {CALLS: 20}
+    holder("ready", threads=THREADS)
+    holder.tell("go")
+    places.wait_until(lambda: any(client.scan_iter(f"{name}lock:*")))
+    time.sleep(0.3)
+    sandbox.latency = 0
+    holder.send(signal.SIGKILL)
+    killed = time.monotonic()
+    assert herd(others) == {"200": len(others) * THREADS}
+    assert 1 < time.monotonic() - killed < 4
+    assert sandbox.count(CALLS) == 1
+    places.close_all()
+
+
 @pytest.mark.parametrize("situation", ["cold", "revoked"])
 def test_a_hung_holder_of_the_lock(
     situation: str, fleet: list[Program], who: dict[str, str], tmp_path: Path, sandbox: Sandbox

@@ -162,7 +162,7 @@ def test_importing_the_session_loads_no_store_but_its_own() -> None:
     """A session comes with its memory; no other store is loaded, and no optional dependency."""
     loaded = loaded_by("from finapi_session import FinapiSession; FinapiSession('id', 'secret').close()")
     stores = {name for name in loaded if name.startswith("finapi_session.stores.")}
-    assert stores == {"finapi_session.stores.memory", "finapi_session.stores.protocol"}
+    assert stores == {f"finapi_session.stores.{name}" for name in ("memory", "protocol", "waiting")}
     assert not loaded & {*OPTIONAL, "filelock", "platformdirs", "pytest"}
     assert not {name for name in loaded if name.startswith(("finapi_session.testing", "finapi_session.cli"))}
 

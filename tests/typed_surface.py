@@ -43,6 +43,7 @@ from finapi_session import (
     TokenEvent,
     TokenStore,
     UserLockedError,
+    open_store,
     raise_for_error,
 )
 from finapi_session.testing import Call, Sandbox, StoreContract
@@ -208,12 +209,15 @@ def stores(redis: Redis, engine: Engine) -> list[TokenStore]:
         RedisStore(redis, "prefix:", lease=60),
         sql,
         KeyringStore("service"),
+        open_store("file:tokens"),
     ]
     made += [
         EncryptedStore(files, b"key"),
         EncryptedStore(sql, ["new", "old"]),
         EncryptedStore(DictStore(), lambda: "key"),
     ]
+    with RedisStore(redis).lock("key") as held:
+        held.extend()
     for store in made:
         lock: ContextManager[object] = store.lock("key")
         with lock:

@@ -28,6 +28,7 @@ from ..errors import FinapiError, LoginRequiredError
 from ..events import TokenEvent
 from ..identity import folded
 from ..session import FinapiSession
+from ..stores.opening import POSSIBLE, open_store
 from ..stores.protocol import TokenStore
 from ..tokens import LONGEST_TOKEN, Token
 from . import output
@@ -36,7 +37,6 @@ from .logins import Client, Login, Logins, StorageError, forget_client, keep_cli
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _NAMES = ("sandbox", "live", "sandbox-v2", "live-v2")
-_STORES = "file, file:FOLDER, keyring, memory, redis://... or an SQLAlchemy URL"
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 _EPILOG = """
 \b
@@ -75,7 +75,7 @@ class Settings:
     @cached_property
     def store(self) -> TokenStore:
         """The store, opened when it is first used."""
-        return open_store(self.store_name)
+        return _opened(self.store_name)
 
     @cached_property
     def logins(self) -> Logins:
@@ -126,58 +126,19 @@ class Settings:
         return session
 
 
-def open_store(name: str) -> TokenStore:
-    """Return the store called *name*: file, file:FOLDER, keyring, memory, a URL of Redis or of SQLAlchemy."""
-    import finapi_session as stores  # each store is loaded when it is named
-
-    kind, _, rest = name.partition(":")
-    if kind == "file":
-        try:
-            return stores.FileStore(rest or None)
-        except RuntimeError:
-            raise click.BadParameter("there is no such home folder: use file:FOLDER") from None
-    if name in ("keyring", "memory"):
-        return stores.KeyringStore() if name == "keyring" else stores.MemoryStore()
-    if "://" not in name:
-        raise click.BadParameter(f"--store is {_STORES}")
-    return _redis_store(name) if kind in ("redis", "rediss", "unix") else _sql_store(name)
-
-
-def _redis_store(url: str) -> TokenStore:
-    from redis import Redis
-
-    from ..stores.redis import RedisStore
-
+def _opened(text: str) -> TokenStore:
+    """Return the store of ``--store``; a database is asked at once, so that one that fails is told of."""
     try:
-        return RedisStore(Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5))
-    except ValueError:
-        raise click.BadParameter("--store is not a URL that Redis understands") from None
-
-
-def _sql_store(url: str) -> TokenStore:
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import ArgumentError
-
-    from ..stores.sql import SQLStore
-
-    try:
-        engine = create_engine(url)
-        store = SQLStore(engine)
-        _make_private(engine.dialect.name, str(engine.url.database))
-        store.create_table()
-    except (ArgumentError, ValueError):
-        raise click.BadParameter("--store is not a URL that SQLAlchemy and SQLStore understand") from None
+        store = open_store(text)
+        if hasattr(store, "create_table"):
+            store.create_table()
+    except ValueError as error:
+        raise click.BadParameter(f"--store: {error}") from None
     except ImportError:
         raise
     except Exception as error:  # drivers raise of their own, too
         raise StorageError(f"the database of --store fails ({type(error).__name__}): mend it") from None
     return store
-
-
-def _make_private(kind: str, path: str) -> None:
-    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode."""
-    if kind == "sqlite" and not path.startswith("file:"):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> Environment:
@@ -203,7 +164,7 @@ def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> E
     envvar="FINAPI_STORE",
     default="file",
     show_default=True,
-    help=f"Where tokens are kept: {_STORES}.",
+    help=f"Where tokens are kept: {POSSIBLE}.",
 )
 @click.option("-v", "--verbose", count=True, help="Log to standard error what happens to tokens; -vv: more.")
 @click.version_option(__version__, "--version", prog_name="finapi-session")

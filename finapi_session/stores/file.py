@@ -13,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_state_path
 
+from .waiting import LOCK_TIMEOUT, pause, too_long
+
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
 _LEFTOVER_SECONDS = 60.0
 
@@ -27,7 +29,7 @@ class FileStore:
     raises ``OSError``, and the old value stays.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None, *, lock_timeout: float = 20.0) -> None:
+    def __init__(self, directory: str | os.PathLike[str] | None = None, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         if directory is None:
             directory = user_state_path("finapi_session", appauthor=False)
         self.directory = Path(directory).expanduser().absolute()
@@ -73,13 +75,13 @@ class FileStore:
         # An object of its own for each holder: threads that share one would all be let in.
         lock = FileLock(path, mode=0o600, thread_local=False)
         try:
-            lock.acquire(timeout=self.lock_timeout, poll_interval=0.02)
-        except Timeout:
-            raise TimeoutError(f"another thread or process held the lock for {self.lock_timeout:g} s") from None
-        try:
+            try:
+                lock.acquire(timeout=self.lock_timeout, poll_interval=pause())
+            except Timeout:
+                raise too_long(self.lock_timeout, "thread or process") from None
             yield
         finally:
-            lock.release()
+            lock.release(force=True)
 
     def _path(self, key: str) -> Path:
         return self.directory / sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

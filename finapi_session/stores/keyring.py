@@ -10,6 +10,7 @@ import keyring
 from keyring.errors import NoKeyringError, PasswordDeleteError
 
 from .file import FileStore
+from .waiting import LOCK_TIMEOUT
 
 # Windows keeps at most 2560 bytes an entry, of UTF-16: two bytes a character, four outside the basic plane.
 _PART = 1200
@@ -30,7 +31,7 @@ class KeyringStore:
     how many seconds a lock waits before it raises ``TimeoutError``.
     """
 
-    def __init__(self, service: str = "finapi_session", *, lock_timeout: float = 20.0) -> None:
+    def __init__(self, service: str = "finapi_session", *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         self.service = service
         self.lock_timeout = lock_timeout
 

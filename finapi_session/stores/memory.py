@@ -8,6 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .waiting import LOCK_TIMEOUT, too_long
+
+# Waiters are woken; should a signal keep a holder from waking them, they look for themselves so often (seconds).
+_LOOK_AGAIN = 0.1
+
 
 class MemoryStore:
     """Keeps values for the threads of one process, and forgets them with it.
@@ -19,7 +24,7 @@ class MemoryStore:
     # Without a __dict__ there are no vars that show the values.
     __slots__ = ("lock_timeout", "_values", "_holders", "__weakref__")
 
-    def __init__(self, *, lock_timeout: float = 20.0) -> None:
+    def __init__(self, *, lock_timeout: float = LOCK_TIMEOUT) -> None:
         self.lock_timeout = lock_timeout
         self._values: dict[str, str] = {}
         self._holders: dict[tuple[int, str], threading.Event] = {}
@@ -43,14 +48,26 @@ class MemoryStore:
         place = (os.getpid(), key)
         mine = threading.Event()
         deadline = time.monotonic() + self.lock_timeout
-        while (holder := self._holders.setdefault(place, mine)) is not mine:
-            if not holder.wait(deadline - time.monotonic()):
-                raise TimeoutError(f"another thread held the lock for {self.lock_timeout:g} s")
         try:
-            yield
-        finally:
+            try:
+                while (holder := self._holders.setdefault(place, mine)) is not mine:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise too_long(self.lock_timeout, "thread")
+                    holder.wait(min(left, _LOOK_AGAIN))
+                yield
+            finally:
+                self._free(place, mine)
+        except BaseException:
+            # Once more, as it may be a signal that came before the first time had an effect.
+            self._free(place, mine)
+            raise
+
+    def _free(self, place: tuple[int, str], mine: threading.Event) -> None:
+        """Give the lock back if it is *mine*, and wake whoever waits for it."""
+        if self._holders.get(place) is mine:
             del self._holders[place]
-            mine.set()
+        mine.set()
 
     def __getstate__(self) -> dict[str, object]:
         return {"lock_timeout": self.lock_timeout, "_values": dict(self._values), "_holders": {}}

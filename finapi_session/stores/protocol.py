@@ -28,6 +28,8 @@ class TokenStore(Protocol):
     def lock(self, key: str) -> ContextManager[object]:
         """A context that excludes every other holder of *key*, and is freed when its holder dies.
 
-        Entering waits for a bounded time and then raises ``TimeoutError``.
+        Entering waits for a bounded time (50 s in the stores of this package: longer than a whole renewal takes) and
+        then raises ``TimeoutError``. A lock with a lease, which ends by itself, yields an object with a method
+        ``extend()``: called before each token call, it puts the lease back to its full length, and raises nothing.
         """
         ...

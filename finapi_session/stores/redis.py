@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -10,22 +10,24 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from .waiting import LEASE, LOCK_TIMEOUT, wait_for
+
 if TYPE_CHECKING:
     from redis import Redis
     from redis.cluster import RedisCluster
 
-
-_POLL_SECONDS = 0.05
+_WRITE = "write RedisStore(redis.Redis.from_url('redis://...'))"
 
 
 class RedisStore:
     """Keeps each value under ``<prefix>token:<key>`` over the caller's own redis-py connection.
 
     TLS, Sentinel, Cluster, passwords, retries and timeouts are the client's matter; whatever it raises is raised.
-    Give it a ``socket_timeout``: some versions of redis-py wait for ever without one.
+    Give it a ``socket_timeout`` and no retries: redis-py may else wait for a minute, or for ever.
     ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``. ``lease`` is how many
-    seconds a lock lasts at most: Redis frees the lock of a killed holder then, so it must be longer than the
-    longest renewal (two token calls of 70 s at the very worst).
+    seconds a lock lasts unless its holder extends it: so long do others wait for a holder that was killed. It
+    must be longer than one token call (30 s) and shorter than ``lock_timeout``. A text or an asyncio client in
+    place of the client raises ``TypeError``.
     """
 
     def __init__(
@@ -33,11 +35,11 @@ class RedisStore:
         client: Redis | RedisCluster,
         prefix: str = "finapi_session:",
         *,
-        lock_timeout: float = 20.0,
-        lease: float = 150.0,
+        lock_timeout: float = LOCK_TIMEOUT,
+        lease: float = LEASE,
     ) -> None:
         # The client's types say "awaitable or not" for each answer; a client of this kind never awaits.
-        self.client: Any = client
+        self.client: Any = _checked(client)
         self.prefix = prefix
         self.lock_timeout = lock_timeout
         self.lease = lease
@@ -56,33 +58,82 @@ class RedisStore:
         self.client.delete(self._token(key))
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str) -> Iterator[RedisLock]:
         """Exclude every other holder of *key* on all hosts, or raise ``TimeoutError``.
 
         Leaving raises ``redis.exceptions.LockNotOwnedError`` if the lease ran out meanwhile; an error of the
         body goes first.
         """
-        lock = self.client.lock(f"{self.prefix}lock:{key}", timeout=self.lease, thread_local=False)
+        lock = RedisLock(self.client, f"{self.prefix}lock:{key}", self.lease)
         try:
-            self._wait(lock)
-            yield
+            wait_for(lock._attempt, self.lock_timeout, "process or host")
+            yield lock
+            lock._release()
         except BaseException:
-            with suppress(RedisError):
-                lock.release()
+            lock._give_up()
             raise
-        lock.release()
-
-    def _wait(self, lock: Any) -> None:
-        """Take *lock* under a name that is known before Redis answers: it may be ours though the answer was lost."""
-        lock.local.token = mine = uuid4().hex.encode()
-        deadline = time.monotonic() + self.lock_timeout
-        while not lock.acquire(blocking=False, token=mine) and not lock.owned():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"another process or host held the lock for {self.lock_timeout:g} s")
-            time.sleep(_POLL_SECONDS)
 
     def _token(self, key: str) -> str:
         return f"{self.prefix}token:{key}"
 
     def __repr__(self) -> str:
         return f"RedisStore(prefix={self.prefix!r})"
+
+
+class RedisLock:
+    """A lock while it is held; :meth:`RedisStore.lock` yields it."""
+
+    def __init__(self, client: Any, name: str, lease: float) -> None:
+        self._client, self._name = client, name
+        self._lock = client.lock(name, timeout=lease, thread_local=False)
+        # A name that is known before Redis answers: the lock may be ours though the answer that said so was lost.
+        self._lock.local.token = self._mine = uuid4().hex.encode()
+        self._process = os.getpid()
+        self._looks = self._left = False
+
+    def extend(self) -> None:
+        """Put the lease back to its full length.
+
+        Raises nothing: if the lease has run out, leaving the ``with`` block tells; if Redis fails, the lease
+        goes on as it was.
+        """
+        with suppress(RedisError):
+            self._lock.reacquire()
+
+    def _attempt(self) -> bool:
+        """Take the lock if it is free. A waiter only reads, as long as it is not."""
+        if self._looks and (holder := self._client.get(self._name)) is not None:
+            return holder in (self._mine, self._mine.decode())
+        self._looks = True
+        return bool(self._lock.acquire(blocking=False, token=self._mine))
+
+    def _release(self) -> None:
+        """Give the lock back; raise ``LockNotOwnedError`` if it is not ours any more."""
+        # A forked child leaves the lock to its parent.
+        if self._process != os.getpid():
+            return
+        try:
+            self._lock.do_release(self._mine)
+        except RedisError:
+            # Not a second time: a Redis that hangs has been waited for.
+            self._left = True
+            raise
+
+    def _give_up(self) -> None:
+        """Give the lock back if it is ours, which it may be at any moment since it was first tried for."""
+        if not self._left:
+            with suppress(RedisError):
+                self._release()
+
+
+def _checked(client: Any) -> Any:
+    """Return *client*; raise ``TypeError`` that says what to write if it is none that waits for its answers."""
+    if isinstance(client, (str, bytes)):
+        raise TypeError(f"RedisStore takes a client, not a URL: {_WRITE}, or open_store('redis://...')")
+    kinds = client.__mro__ if isinstance(client, type) else type(client).__mro__
+    if any(kind.__module__.startswith("redis.asyncio") for kind in kinds):
+        raise TypeError(f"RedisStore takes a client that waits for its answers, not one of redis.asyncio: {_WRITE}")
+    if isinstance(client, type) or not all(hasattr(client, name) for name in ("get", "set", "delete", "lock")):
+        name = getattr(client, "__name__", type(client).__name__)
+        raise TypeError(f"RedisStore takes a client of redis-py, not {name}: {_WRITE}")
+    return client

@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from random import uniform
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 
 class DjangoCacheStore:
-    def __init__(self, cache: Any, lease: int = 150) -> None:
+    def __init__(self, cache: Any, lease: int = 35) -> None:
         self.cache, self.lease = cache, lease
 
     def get(self, key: str) -> Any:
@@ -24,14 +26,19 @@ class DjangoCacheStore:
         self.cache.delete(self._name(key))
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        name, mine, until = self._name(key) + ".lock", uuid4().hex, time.monotonic() + 20
-        while not self.cache.add(name, mine, timeout=self.lease):
-            if time.monotonic() > until:
-                raise TimeoutError("another process held the lock for 20 s")
-            time.sleep(0.05)
+    def lock(self, key: str) -> Iterator[Any]:
+        name, mine, until = self._name(key) + ".lock", uuid4().hex, time.monotonic() + 50
+
+        def extend() -> None:  # called before each token call, so that the lease covers one
+            if self.cache.get(name) == mine:
+                self.cache.touch(name, self.lease)
+
         try:
-            yield
+            while not self.cache.add(name, mine, timeout=self.lease):
+                if time.monotonic() > until:
+                    raise TimeoutError("another process held the lock for 50 s")
+                time.sleep(uniform(0.005, 0.02))
+            yield SimpleNamespace(extend=extend)
         finally:
             if self.cache.get(name) == mine:  # else the lease has ended, and it is another one's
                 self.cache.delete(name)

@@ -62,7 +62,7 @@ def main(url: str, name: str) -> None:
         "renew": renew,
         "get": lambda: store.get(KEY),
         "forget": lambda: store.delete(KEY),
-        "hold": lambda: block.__enter__() or "held",
+        "hold": lambda: "held" if block.__enter__() else "",
         "leave": lambda: block.__exit__(None, None, None),
     }
     for line in sys.stdin:

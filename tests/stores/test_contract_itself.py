@@ -101,6 +101,34 @@ class StickyLock(MemoryStore):
         self._sticky.release()
 
 
+class Sluggish(MemoryStore):
+    """Looks for a free lock once in a while."""
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        while key in self._values:
+            time.sleep(0.5)
+        self.set(key, "taken")
+        yield
+        self.delete(key)
+
+
+class Expiring(MemoryStore):
+    """Has a lease that nothing makes longer."""
+
+    def extend(self) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[Any]:
+        until = time.monotonic() + 0.1
+        while self._values.get(key) and time.monotonic() < until:
+            time.sleep(0.01)
+        self.set(key, "taken")
+        yield self
+        self.set(key, "")
+
+
 class Naive:
     """Writes its file in place, and locks with a file that stays when its holder is killed."""
 
@@ -151,6 +179,8 @@ class Naive:
         (NoLock(), "test_lock_excludes_one_key_only", {}),
         (OneLock(), "test_lock_excludes_one_key_only", {}),
         (StickyLock(), "test_an_error_in_the_body_frees_the_lock", {}),
+        (Sluggish(), "test_waiters_are_prompt", {}),
+        (Expiring(), "test_an_extended_lock_is_kept", {}),
         (object(), "test_it_is_a_token_store", {}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, MemoryStore) else None,
@@ -158,6 +188,7 @@ class Naive:
 def test_a_wrong_store_fails(store: MemoryStore, case: str, arguments: dict[str, Any]) -> None:
     """The case that is about it fails, while a right store passes it."""
     contract = StoreContract()
+    contract.woken_within, contract.freed_within = 0.1, 0.3
     if case == "test_round_trip":
         arguments = {**arguments, "make_store": lambda: store}
     with pytest.raises((AssertionError, KeyError, TimeoutError)):

@@ -46,12 +46,101 @@ def test_names_in_redis(client: redis.Redis, fresh_name: str) -> None:
 
 
 def test_a_token_does_not_expire_and_a_lock_does(client: redis.Redis, fresh_name: str) -> None:
-    """The lock's lease is two minutes unless told otherwise, longer than the longest token call."""
+    """The lock's lease is that of one token call, and shorter than others wait; ``extend`` puts it back to that."""
     store = RedisStore(client, fresh_name)
     store.set("key", "value")
-    with store.lock("key"):
-        assert 140 < client.ttl(f"{fresh_name}lock:key") <= 150
+    with store.lock("key") as lock:
+        assert 34 <= client.ttl(f"{fresh_name}lock:key") <= 35 < store.lock_timeout
+        client.expire(f"{fresh_name}lock:key", 5)
+        lock.extend()
+        assert 34 <= client.ttl(f"{fresh_name}lock:key") <= 35
     assert client.ttl(f"{fresh_name}token:key") == -1
+
+
+def test_a_lost_lease_is_not_extended(client: redis.Redis, fresh_name: str) -> None:
+    """``extend`` raises nothing and takes nothing from the next holder; leaving the block tells of the loss."""
+    store, block = RedisStore(client, fresh_name), RedisStore(client, fresh_name, lease=5).lock("key")
+    with pytest.raises(LockNotOwnedError), store.lock("key") as lock:  # noqa: PT012
+        client.delete(f"{fresh_name}lock:key")
+        block.__enter__()
+        lock.extend()
+        assert client.ttl(f"{fresh_name}lock:key") <= 5
+    block.__exit__(None, None, None)
+
+
+def test_a_redis_that_is_gone_extends_nothing(tmp_path: Path) -> None:
+    """``extend`` raises nothing either when Redis does not answer; leaving the block does."""
+    with places.redis_server(tmp_path) as socket:
+        pool = redis.ConnectionPool(
+            connection_class=redis.UnixDomainSocketConnection, path=socket, retry=Retry(NoBackoff(), 0)
+        )
+        block = RedisStore(redis.Redis(connection_pool=pool)).lock("key")
+        lock = block.__enter__()
+    lock.extend()
+    with pytest.raises(redis.ConnectionError):
+        block.__exit__(None, None, None)
+    pool.disconnect()
+
+
+def test_waiters_only_read(client: redis.Redis, fresh_name: str) -> None:
+    """A waiter costs Redis one ``GET`` a try, and fewer than 150 tries a second."""
+
+    def calls() -> dict[str, int]:
+        found: Any = client.info("commandstats")
+        return {name.removeprefix("cmdstat_"): entry["calls"] for name, entry in found.items()}
+
+    store = RedisStore(client, fresh_name, lock_timeout=1)
+    with store.lock("key"):
+        before = calls()
+        with pytest.raises(TimeoutError), store.lock("key"):
+            raise AssertionError("two holders")
+        after = calls()
+    made = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+    assert made["set"] == 1 and 30 < made["get"] < 150
+    # Giving up what is not ours is one script.
+    assert set(made) - {"info", "evalsha", "eval", "script|load", "client|setinfo"} == {"set", "get"}
+
+
+def test_a_forked_child_leaves_its_parents_lock(client: redis.Redis, fresh_name: str) -> None:
+    """A child forked inside the block leaves it without an error, and the lock is still the parent's."""
+    store = RedisStore(client, fresh_name, lock_timeout=0.1)
+    block = store.lock("key")
+    with block:
+        assert places.forked(lambda: block.__exit__(None, None, None))
+        with pytest.raises(TimeoutError), store.lock("key"):
+            raise AssertionError("two holders")
+
+
+@pytest.mark.parametrize("moment", ["taking", "giving back"])
+def test_a_signal_leaves_no_lock(redis_socket: str, fresh_name: str, moment: str) -> None:
+    """Ctrl-C right after Redis gave the lock, or while it is given back: the next one gets it at once."""
+    command = "SET" if moment == "taking" else "EVALSHA"
+    struck: list[str] = []
+
+    class Struck(redis.UnixDomainSocketConnection):
+        def send_command(self, *args: Any, **options: Any) -> None:
+            self.sent = args[0]
+            super().send_command(*args, **options)
+            if self.sent == command == "EVALSHA" and not struck:
+                struck.append(moment)
+                self.disconnect()
+                raise KeyboardInterrupt
+
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            answer = super().read_response(*args, **options)
+            if self.sent == command == "SET" and not struck:
+                struck.append(moment)
+                raise KeyboardInterrupt
+            return answer
+
+    pool = redis.ConnectionPool(connection_class=Struck, path=redis_socket, retry=Retry(NoBackoff(), 0))
+    store = RedisStore(redis.Redis(connection_pool=pool), fresh_name, lock_timeout=0.5)
+    with pytest.raises(KeyboardInterrupt), store.lock("key"):
+        assert moment == "giving back"
+    assert struck
+    with store.lock("key"):
+        pass
+    pool.disconnect()
 
 
 def test_a_lock_waits_for_a_bounded_time(client: redis.Redis, fresh_name: str) -> None:

@@ -8,20 +8,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, func, inspect, select, text
-from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import InternalError, OperationalError, ProgrammingError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, func, inspect, select, text
+from sqlalchemy.dialects import mysql, postgresql as postgresql_dialect, sqlite as sqlite_dialect
+from sqlalchemy.exc import IntegrityError, InternalError, OperationalError
+from sqlalchemy.pool import NullPool, StaticPool
 from sqlalchemy.schema import CreateTable
 
 from finapi_session import SQLStore
-from finapi_session.stores.sql import _try_mysql
+from finapi_session.stores.sql import _LOCKS, _name as _sha256, _try_mysql
 
 from . import places
+
+if TYPE_CHECKING:
+    from finapi_session.testing import Sandbox
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
@@ -72,6 +76,62 @@ def test_a_table_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     engine.dispose()
 
 
+def test_the_table_is_made_at_first_use(make: Callable[..., SQLStore], fresh_name: str) -> None:
+    """Reading, deleting, locking and writing each make the table that is missing, and ask for it once."""
+    engine = make().engine
+    for number, use in enumerate(("get", "delete", "lock", "set")):
+        store = SQLStore(engine, f"{fresh_name}_{number}")
+        if use == "set":
+            store.set("key", "value")
+        elif use == "lock":
+            with store.lock("key"):
+                store.set("key", "value")
+                assert store.get("key") == "value"
+        else:
+            getattr(store, use)("key")
+        assert inspect(engine).has_table(store.table.name)
+    asked: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+    store.get("key")
+    assert len(asked) == 1
+
+
+def test_a_user_who_may_not_make_the_table(postgresql: SQLStore, fresh_name: str) -> None:
+    """The error says what to do, each time; as soon as the table is there the same store works."""
+    with postgresql.engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {fresh_name} LOGIN"))
+    engine = create_engine(postgresql.engine.url.set(username=fresh_name))
+    store, table = SQLStore(engine, f"{fresh_name}_missing"), f"{fresh_name}_missing"
+    try:
+        for _ in range(2):
+            with pytest.raises(PermissionError, match=rf"{table} is missing.*InsufficientPrivilege.*create_table\(\)"):
+                store.get("key")
+        with pytest.raises(PermissionError, match="or make it by a migration"), store.lock("key"):
+            raise AssertionError("locked")
+        SQLStore(postgresql.engine, table).create_table()
+        with postgresql.engine.begin() as connection:
+            connection.execute(text(f"GRANT ALL ON {table} TO {fresh_name}"))
+        store.set("key", "value")
+        assert store.get("key") == "value"
+    finally:
+        engine.dispose()
+
+
+def test_a_session_without_the_right_to_make_the_table(
+    postgresql: SQLStore, fresh_name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its calls are served, and one warning names ``create_table()``."""
+    with postgresql.engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {fresh_name} LOGIN"))
+    engine = create_engine(postgresql.engine.url.set(username=fresh_name))
+    with sandbox.session("alice", store=SQLStore(engine, f"{fresh_name}_missing")) as session:
+        for _ in range(3):
+            assert session.get("/api/v2/accounts").ok
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 1 and "create_table()" in warned[0]
+    engine.dispose()
+
+
 def test_a_table_of_their_migrations(sqlite: SQLStore) -> None:
     """``store.table`` joins the metadata that migrations work from, and the store lives in what they make."""
     metadata = MetaData()
@@ -85,17 +145,17 @@ def test_a_table_of_their_migrations(sqlite: SQLStore) -> None:
 
 
 def test_a_write_that_is_refused_shows_no_value(postgresql: SQLStore) -> None:
-    """What a database would log of a missing table, or of a standby that only reads, holds no token."""
+    """What a database would log of a missing table on a standby, which only reads, or of its refusal, is no token."""
     sent: list[str] = []
     event.listen(postgresql.engine, "before_cursor_execute", lambda *call: sent.extend(map(str, call[3].values())))
     postgresql.set("key", "first")
     missing = SQLStore(postgresql.engine, f"{postgresql.table.name}_missing")
-    with pytest.raises(ProgrammingError):
-        missing.set("key", "my-value")
     with postgresql.engine.begin() as connection:
         connection.execute(text("ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"))
     try:
         postgresql.engine.dispose()
+        with pytest.raises(PermissionError):
+            missing.set("key", "my-value")
         for key in ("key", "other"):
             with pytest.raises(InternalError, match="read-only"):
                 postgresql.set(key, "my-value")
@@ -105,6 +165,128 @@ def test_a_write_that_is_refused_shows_no_value(postgresql: SQLStore) -> None:
             connection.execute(text("ALTER ROLE CURRENT_USER RESET default_transaction_read_only"))
         postgresql.engine.dispose()
     assert "first" in sent and "my-value" not in sent
+
+
+def test_a_value_that_the_table_refuses_is_an_error(postgresql: SQLStore) -> None:
+    """A constraint of the user's raises SQLAlchemy's error; a holder keeps its lock, and goes on writing."""
+    with postgresql.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE {postgresql.table.name} ADD CHECK (value <> 'bad')"))
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            postgresql.set("key", "bad")
+        postgresql.set("key", "good")
+    other = SQLStore(postgresql.engine, postgresql.table.name, lock_timeout=0.1)
+    with postgresql.lock("key"):
+        with pytest.raises(IntegrityError):
+            postgresql.set("key", "bad")
+        postgresql.set("key", "better")
+        with pytest.raises(TimeoutError), ThreadPoolExecutor(1) as pool:
+            pool.submit(other.lock("key").__enter__).result(10)
+    assert postgresql.get("key") == "better"
+
+
+def sessions(engine: Engine, name: str) -> tuple[int, int]:
+    """Return how many sessions the server has for that application, and how many in a transaction of over 0.1 s."""
+    with engine.connect() as connection:
+        long = "state <> 'idle' AND now() - xact_start > interval '0.1 s'"
+        counts = f"count(*), count(*) FILTER (WHERE {long})"
+        query = f"SELECT {counts} FROM pg_stat_activity WHERE application_name = :name"
+        [row] = connection.execute(text(query), {"name": name})
+        return row[0], row[1]
+
+
+@pytest.mark.parametrize("waiters", [1, 6])
+def test_who_waits_keeps_no_transaction_open(postgresql: SQLStore, fresh_name: str, waiters: int) -> None:
+    """While one holds, reads and writes and N wait: a connection each, one of them alone in a transaction."""
+    named = create_engine(postgresql.engine.url, connect_args={"application_name": fresh_name}, poolclass=NullPool)
+    store, seen = SQLStore(named, postgresql.table.name), set()
+
+    def wait() -> None:
+        with store.lock("key"):
+            pass
+
+    with ThreadPoolExecutor(waiters) as pool:
+        with store.lock("key"):
+            waiting = [pool.submit(wait) for _ in range(waiters)]
+            places.wait_until(lambda: sessions(postgresql.engine, fresh_name)[0] == waiters + 1)
+            for number in range(8):
+                store.set("key", str(number))
+                assert store.get("key") == str(number)
+                time.sleep(0.12)
+                seen.add(sessions(postgresql.engine, fresh_name))
+        for future in waiting:
+            future.result(20)
+    assert seen == {(waiters + 1, 1)}
+    places.wait_until(lambda: sessions(postgresql.engine, fresh_name) == (0, 0))
+
+
+def test_a_holder_needs_one_connection(make: Callable[..., SQLStore]) -> None:
+    """Whoever holds a lock reads, writes and deletes while the pool has nothing left to give."""
+    store = make(pool_size=1)
+    with store.lock("key"):
+        with store.engine.connect() if store.engine.dialect.name == "postgresql" else nullcontext():
+            store.set("key", "value")
+            assert store.get("key") == "value"
+            store.delete("key")
+        assert store.get("key") is None
+
+
+def test_nobody_gets_between_a_holders_writes(postgresql: SQLStore) -> None:
+    """Each write of the holder is committed, and yet another, which tries without a pause, never gets the lock."""
+    attempt, tried, stop = _LOCKS["postgresql"][0], [], threading.Event()
+
+    def grab() -> None:
+        with postgresql.engine.connect() as connection:
+            while not stop.is_set():
+                tried.append(attempt(connection, _sha256(f"{postgresql.table.name}\nkey")))
+                connection.rollback()
+
+    with postgresql.lock("key"):
+        thread = threading.Thread(target=grab)
+        thread.start()
+        for number in range(300):
+            postgresql.set("key", str(number))
+        stop.set()
+        thread.join()
+    assert len(tried) > 100 and not any(tried)
+
+
+def test_a_lock_that_the_server_takes_back(postgresql: SQLStore, fresh_name: str) -> None:
+    """``idle_in_transaction_session_timeout`` frees the lock of a holder that hangs; what that writes is kept."""
+    options = {"options": "-c idle_in_transaction_session_timeout=1000"}
+    impatient = create_engine(postgresql.engine.url, connect_args=options)
+    store = SQLStore(impatient, postgresql.table.name)
+    with pytest.raises(InternalError, match="idle-in-transaction"), store.lock("key"):  # noqa: PT012
+        started = time.monotonic()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(postgresql.lock("key").__enter__).result(20)
+        assert time.monotonic() - started < 10
+        store.set("key", "value")
+        assert store.get("key") == "value"
+    assert postgresql.get("key") == "value"
+    impatient.dispose()
+
+
+def test_a_child_forked_by_the_holder(postgresql: SQLStore) -> None:
+    """It reads, writes and leaves the block over connections of its own; the parent's lock and writes go on."""
+    block, inherited = postgresql.lock("key"), postgresql.engine.pool
+
+    def work() -> None:
+        postgresql.set("child", "value")
+        assert postgresql.engine.pool is not inherited
+        block.__exit__(None, None, None)
+        with postgresql.lock("other"):
+            assert postgresql.get("child") == "value"
+
+    with block:
+        postgresql.set("key", "before")
+        assert places.forked(work)
+        postgresql.set("key", "after")
+        with ThreadPoolExecutor(1) as pool:
+            other = SQLStore(postgresql.engine, postgresql.table.name, lock_timeout=0.1)
+            with pytest.raises(TimeoutError):
+                pool.submit(other.lock("key").__enter__).result(10)
+    assert (postgresql.get("key"), postgresql.get("child")) == ("after", "value")
 
 
 def test_tables_are_apart(make: Callable[..., SQLStore], fresh_name: str) -> None:
@@ -200,7 +382,9 @@ def test_a_lock_whose_connection_is_killed(postgresql: SQLStore, error: type[Exc
             postgresql.set("key", "value")
         if error is ZeroDivisionError:
             raise error
-    assert postgresql.get("key") == "value"
+        # The holder's own write is kept as well.
+        postgresql.set("key", "the first one's")
+    assert postgresql.get("key") == ("value" if error is ZeroDivisionError else "the first one's")
     assert postgresql.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
@@ -359,7 +543,32 @@ def test_mysql_statements() -> None:
     assert _try_mysql(connection, "a" * 64)
     assert statements[0] == f"SELECT get_lock('{'a' * 64}', 0) AS get_lock_1"
     table = SQLStore(create_engine("sqlite:///unused.db")).table
-    assert "value MEDIUMTEXT NOT NULL" in str(CreateTable(table).compile(dialect=mysql.dialect()))
+    made = str(CreateTable(table).compile(dialect=mysql.dialect()))
+    assert "value MEDIUMTEXT NOT NULL" in made and "CHARSET=utf8mb4" in made
+
+
+def test_a_holder_on_mysql_commits(sqlite: SQLStore, tmp_path: Path) -> None:
+    """Its lock is the session's and outlives the transaction, so what it writes is committed as usual."""
+    commit = _LOCKS["mysql"][1]
+    assert commit is _LOCKS["mariadb"][1]
+    with sqlite.engine.connect() as connection:
+        connection.execute(sqlite.table.insert().values(name="name", value="value"))
+        commit(connection, "a" * 64)
+        with sqlite3.connect(tmp_path / "app.db") as other:
+            assert other.execute("SELECT value FROM tokens").fetchall() == [("value",)]
+        other.close()
+
+
+@pytest.mark.parametrize("dialect", [mysql.dialect(), postgresql_dialect.dialect(), sqlite_dialect.dialect()])
+def test_values_are_hidden_in_logs_and_errors(dialect: Any) -> None:
+    """What SQLAlchemy shows of a value that it sends, or gets, is a placeholder, on each database."""
+    column = SQLStore(create_engine("sqlite:///unused.db")).table.c.value
+    kind = column.type.dialect_impl(dialect)
+    sent = kind.bind_processor(dialect)
+    got = kind.result_processor(dialect, None)
+    assert sent is not None and got is not None
+    assert (sent("my-value"), repr(sent("my-value"))) == ("my-value", "'[redacted]'")
+    assert (got("my-value"), repr(got("my-value"))) == ("my-value", "'[redacted]'")
 
 
 def test_repr_shows_no_password(postgresql: SQLStore) -> None:

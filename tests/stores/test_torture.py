@@ -26,5 +26,6 @@ def test_a_little_torture() -> None:
     lines = done.stdout.splitlines()
     assert sum("5 writers killed, 0 values torn or lost" in line for line in lines) == 6
     assert sum("0 torn, lost or stale" in line for line in lines) == 6
+    assert sum("the last of 16 waiters done" in line for line in lines) == 7
     assert sum("warm get" in line for line in lines) == 7
     assert sum("with 100, ratio" in line for line in lines) == 3

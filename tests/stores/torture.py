@@ -1,8 +1,8 @@
 """The stores' heavy figures: ``python -m tests.stores.torture``.
 
 Prints how many values were torn or lost under ``kill -9`` and under a reader that never stops, what 100,000
-keys in one folder cost, and what a warm ``get`` takes beside the bare client's own. Ends with 1 if a value
-was harmed.
+keys in one folder cost, how soon the last of 16 waiters gets a lock, what waiting costs, and what a warm ``get``
+takes beside the bare client's own. Ends with 1 if a value was harmed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -26,7 +27,7 @@ from typing import Any
 from cryptography.fernet import Fernet
 
 from finapi_session import FileStore, MemoryStore, TokenStore
-from finapi_session.testing.contract import number_of, text_of
+from finapi_session.testing.contract import last_of, number_of, text_of
 
 from . import places, vault
 
@@ -152,6 +153,17 @@ def _fork_writer(open_store: Open, written: Any) -> int:
     return child
 
 
+def herd(store: Any) -> str:
+    """Return how soon the last of 16 waiters is done after the holder left, and what one that waits costs here."""
+    taken = median(last_of(16, store) for _ in range(5)) * 1000
+    with store.lock(KEY), ThreadPoolExecutor(1) as pool:
+        store.lock_timeout, used = 1.0, time.process_time()
+        failure = pool.submit(store.lock(KEY).__enter__).exception()
+        used = time.process_time() - used
+    assert isinstance(failure, TimeoutError)
+    return f"the last of 16 waiters done {taken:.0f} ms after the holder, each takes {100 * used:.1f} % of a processor"
+
+
 def many_keys(folder: Path, keys: int) -> list[str]:
     """Return what get, set and lock cost with many keys, beside the same with ten."""
     few, many = FileStore(folder / "few"), FileStore(folder / "many")
@@ -208,6 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{name}: {reads} reads beside {writes} writes in {options.seconds:g} s, "
                 f"{wrong} torn, lost or stale"
             )
+        for name in names:
+            store = stores[name][0]()
+            print(f"{name}: {herd(getattr(store, 'inner', store))}")
+            places.close_all()
         for name in names:
             store = stores[name][0]()
             store.set(KEY, "t" * 1000)
