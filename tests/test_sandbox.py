@@ -160,6 +160,33 @@ def test_refresh_tokens_may_rotate(authority: Authority, settings: Settings) -> 
     assert authority.token(refresh(second["refresh_token"]))
 
 
+def test_a_spent_refresh_token_is_refused_and_harms_nobody(authority: Authority, settings: Settings) -> None:
+    """Without reuse detection, a refresh token that rotation has spent is 400, and what followed it lives on."""
+    settings.rotate_refresh_tokens = True
+    first = authority.token(sign_in())
+    second = authority.token(refresh(first["refresh_token"]))
+    assert refused(authority, refresh(first["refresh_token"])) == 400
+    assert lives(authority, second["access_token"]) and authority.token(refresh(second["refresh_token"]))
+
+
+def test_a_spent_refresh_token_ends_its_grant_if_reuse_is_detected(authority: Authority, settings: Settings) -> None:
+    """With the switch, it takes the living access and refresh token along; a new sign-in is not touched."""
+    settings.rotate_refresh_tokens = settings.detect_reuse = True
+    first = authority.token(sign_in())
+    second = authority.token(refresh(first["refresh_token"]))
+    assert refused(authority, refresh(first["refresh_token"])) == 400
+    assert not lives(authority, second["access_token"]) and refused(authority, refresh(second["refresh_token"])) == 400
+    fresh = authority.token(sign_in())
+    assert refused(authority, refresh(first["refresh_token"])) == 400 and lives(authority, fresh["access_token"])
+
+
+def test_a_made_up_refresh_token_ends_no_grant(authority: Authority, settings: Settings) -> None:
+    """Reuse is a token that was once good: any other text is refused, and that is all."""
+    settings.rotate_refresh_tokens = settings.detect_reuse = True
+    answer = authority.token(sign_in())
+    assert refused(authority, refresh("made-up")) == 400 and lives(authority, answer["access_token"])
+
+
 def test_refresh_tokens_may_be_left_out(authority: Authority, settings: Settings) -> None:
     """A refresh token that is left out of the answer stays valid."""
     settings.rotate_refresh_tokens = "omit"

@@ -20,7 +20,8 @@ class Settings:
     ``lifetime`` is that of access tokens in seconds, 0 for ever; ``refresh_lifetime`` that of refresh tokens,
     ``None`` for ever. ``sticky=False`` gives a new token each time, ``kill_on_refresh=False`` lets the
     old access token live on. ``rotate_refresh_tokens=True`` replaces the refresh token at each use,
-    ``"omit"`` keeps it and leaves it out of the answer. ``max_login_attempts`` bad passwords in a row lock a
+    ``"omit"`` keeps it and leaves it out of the answer. ``detect_reuse=True`` ends the whole grant, its living
+    tokens too, when a refresh token comes that rotation has spent. ``max_login_attempts`` bad passwords in a row lock a
     user. ``auto_verify=False`` leaves new users to be verified. ``token_length`` is in characters.
     ``api_version`` 1 or 2 binds the client: the other version's OAuth paths answer 403. ``error_shape`` is
     that of errors on OAuth calls.
@@ -33,6 +34,7 @@ class Settings:
     sticky: bool = True
     kill_on_refresh: bool = True
     rotate_refresh_tokens: bool | Literal["omit"] = False
+    detect_reuse: bool = False
     max_login_attempts: int = 3
     auto_verify: bool = True
     token_length: int = 64
@@ -99,6 +101,7 @@ class Authority:
         self._users: dict[str, User] = {}
         self._grants: defaultdict[Owner, list[Grant]] = defaultdict(list)
         self._holders: dict[str, Grant] = {}
+        self._spent: dict[str, Grant] = {}
 
     def clear(self) -> None:
         """Forget all users and tokens."""
@@ -106,6 +109,7 @@ class Authority:
             self._users.clear()
             self._grants.clear()
             self._holders.clear()
+            self._spent.clear()
 
     # The calls of finAPI's OAuth endpoints.
 
@@ -289,6 +293,7 @@ class Authority:
     def _refresh(self, refresh_token: str) -> dict[str, object]:
         now, grant = self._clock(), self._holders.get(refresh_token)
         if grant is None or grant.refresh_token != refresh_token:
+            self._check_reuse(refresh_token)
             raise Refusal(400, "invalid_grant", f"Invalid refresh token: {refresh_token}")
         if not _lives(grant.refresh_ends, now):
             raise Refusal(401, "invalid_token", f"Invalid refresh token (expired): {refresh_token}")
@@ -296,11 +301,18 @@ class Authority:
             for token in list(grant.access):
                 self._forget(token)
         if self._settings.rotate_refresh_tokens is True:
+            self._spent[refresh_token] = grant
             self._give_refresh_token(grant, now)
         answer = self._answer(grant, self._give_access_token(grant, now), now)
         if self._settings.rotate_refresh_tokens == "omit":
             del answer["refresh_token"]
         return answer
+
+    def _check_reuse(self, refresh_token: str) -> None:
+        """End the grant whose spent refresh token comes again, if the client's rules say so (RFC 9700, 4.14.2)."""
+        grant = self._spent.get(refresh_token)
+        if grant is not None and self._settings.detect_reuse:
+            self._end(grant)
 
     def _answer(self, grant: Grant, token: str, now: float) -> dict[str, object]:
         ends = grant.access[token]
@@ -332,6 +344,7 @@ class Authority:
     def _end(self, grant: Grant) -> None:
         for token in (*grant.access, grant.refresh_token or ""):
             self._holders.pop(token, None)
+        self._spent = {token: of for token, of in self._spent.items() if of is not grant}
         self._grants[grant.owner].remove(grant)
 
     def _end_all(self, owner: Owner) -> None:
