@@ -9,7 +9,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from .errors import RevocationError, raised_by_signal_handler
 from .events import Journal, Listener
 from .identity import Identity, Secret
 from .ledger import Ledger
+from .paging import answers
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -159,6 +160,18 @@ class FinapiSession(requests.Session):
         """Return a valid token; finAPI is asked only if need be. Raises a :class:`TokenError`.
 
         A thread may wait for another one's renewal, as long as that one's calls may last (``source.TURN``).
+    def pages(self, url: str, params: Any = None, **options: Any) -> Iterator[requests.Response]:
+        """Return the answers for all pages of a list, such as transactions, one after the other.
+
+        :param url: as for ``get``; a ``page`` in it or in *params* is the first one that is asked for.
+        :param params: the query; ``perPage`` is 500 unless given, which is finAPI's most.
+        :param options: what else ``get`` takes, for each call.
+        :raises ValueError: for a page that is no number from 1 up, at once.
+
+        An answer that is not paged, or of 400 and above, is the last one. Each is asked for when it is wanted.
+        """
+        return answers(self, url, params, options)
+
         """
         return self._own.token()
 

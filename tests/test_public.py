@@ -122,7 +122,7 @@ def test_the_readme_has_every_method_of_a_session() -> None:
     """What a session can do beyond requests.Session is told of in the README."""
     known = dir(requests.Session)
     further = {name for name in dir(FinapiSession) if not name.startswith("_") and name not in known}
-    assert further == {"user", "fetch_token", "revoke", "from_env"}
+    assert further == {"user", "fetch_token", "revoke", "from_env", "pages"}
     assert sorted(name for name in further if f"``{name}(" not in README) == []
 
 
@@ -154,6 +154,7 @@ def test_the_typed_surface_imports() -> None:
 def test_importing_the_package_loads_nothing_else() -> None:
     """``import finapi_session`` loads no dependency, optional or not, and no module of its own."""
     loaded = loaded_by("import finapi_session")
+        "pages",
     assert {name for name in loaded if name.startswith("finapi_session")} == {"finapi_session"}
     assert not loaded & {*OPTIONAL, "requests", "requests_oauthlib", "filelock", "platformdirs", "pytest"}
 
@@ -236,6 +237,16 @@ def undocumented(kind: type) -> Iterator[str]:
 
 def test_the_changelog_begins_with_this_version() -> None:
     """The first entry is this version, released or not."""
+def test_help_on_a_session_can_be_read() -> None:
+    """help() tells each argument on a line of its own, begins with what is ours, and no line is too long."""
+    shown = fresh("import finapi_session; help(finapi_session.FinapiSession)").stdout
+    words = [name for name in inspect.signature(FinapiSession).parameters]
+    assert [name for name in words if not re.search(rf"^ \|  :param {name}: \S", shown, re.M)] == []
+    assert re.findall(r"^ \|  :param (\w+):", shown, re.M) == words
+    ours = shown[: shown.index("inherited from requests.sessions.Session")]
+    assert all(f" |  {name}(" in ours for name in ("pages", "user", "revoke", "fetch_token", "from_env"))
+
+
     first = re.search(r"^(\d\S*) \(.+\)$", (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8"), re.M)
     assert first is not None and first[1] == finapi_session.__version__
 

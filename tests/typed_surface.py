@@ -110,6 +110,8 @@ def use(session: MySession) -> None:
         assert_type(client, MySession)
         assert_type(alice, MySession)
         assert_type(MySession.from_env(), MySession)
+        for page in alice.pages("/api/v2/transactions", params={"accountIds": [1, 2]}, timeout=5):
+            assert_type(page, requests.Response)
         assert_type(alice.get("/api/v2/accounts", params={"page": 1}, timeout=5), requests.Response)
         assert_type(alice.fetch_token(), Token)
         alice.accounts()

@@ -31,12 +31,9 @@ class Listing(NamedTuple):
 
     @property
     def names(self) -> frozenset[str]:
-        """The parameters that this list takes."""
-        return (
-            frozenset(self.filters)
-            | ({"page", "perPage"} if self.paged else set())
-            | ({"order"} if self.orders else set())
-        )
+        """The parameters that this list takes. One without pages passes over ``page``, so that all are read alike."""
+        more = ({"page", "perPage"} if self.filters or self.paged else set()) | ({"order"} if self.orders else set())
+        return frozenset(self.filters) | more
 
 
 def selected(listing: Listing, records: Iterable[Record], query: Mapping[str, Sequence[str]]) -> list[Record]:
