@@ -46,6 +46,20 @@ NEEDS_AN_EXTRA = [
     ("finapi_session.testing", "Sandbox", "werkzeug"),
     ("finapi_session.testing", "Sandbox", "trustme"),
 ]
+MISSPELT = """\
+import finapi_session
+from finapi_session import FinapiSession
+from finapi_session import FinapiSesion  # wrong
+from finapi_session.testing import Sandbox
+from finapi_session.testing import Sandbocks  # wrong
+
+try:
+    FinapiSession("id", "secret").get("/x")
+except finapi_session.InvalidGrantError:
+    Sandbox()
+except finapi_session.InvalidGrantErorr:  # wrong
+    pass
+"""
 BLOCK = """
 import sys
 class Blocker:
@@ -146,6 +160,20 @@ def test_the_typed_surface_uses_every_public_name() -> None:
 
 
 def test_the_typed_surface_imports() -> None:
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: Path) -> None:
+    """The real checker finds a misspelt import and attribute, each on its line, and nothing in right ones."""
+    pytest.importorskip(checker)
+    (tmp_path / "use.py").write_text(MISSPELT)
+    quiet = ["--no-error-summary", "--no-incremental"] if checker == "mypy" else ["--level", "error"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
+    command = [sys.executable, "-m", checker, *quiet, "use.py"]
+    shown = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    found = re.findall(r"use\.py:(\d+):.*(?:error|Error)", shown.stdout)
+    wrong = [str(number) for number, line in enumerate(MISSPELT.splitlines(), 1) if "wrong" in line]
+    assert sorted(set(found), key=int) == wrong and shown.returncode == 1, shown.stdout + shown.stderr
+
+
     """The file that mypy checks is also a module that runs, with warnings as errors."""
     shown = fresh("import tests.typed_surface")
     assert (shown.returncode, shown.stderr) == (0, "")
