@@ -154,12 +154,12 @@ def test_the_typed_surface_uses_every_public_name() -> None:
         "fetch_token",
         "revoke",
         "from_env",
+        "pages",
     } <= used
     parameters = inspect.signature(FinapiSession).parameters.values()
     assert {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} == given
 
 
-def test_the_typed_surface_imports() -> None:
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
 def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: Path) -> None:
     """The real checker finds a misspelt import and attribute, each on its line, and nothing in right ones."""
@@ -174,6 +174,7 @@ def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: P
     assert sorted(set(found), key=int) == wrong and shown.returncode == 1, shown.stdout + shown.stderr
 
 
+def test_the_typed_surface_imports() -> None:
     """The file that mypy checks is also a module that runs, with warnings as errors."""
     shown = fresh("import tests.typed_surface")
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -182,7 +183,6 @@ def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: P
 def test_importing_the_package_loads_nothing_else() -> None:
     """``import finapi_session`` loads no dependency, optional or not, and no module of its own."""
     loaded = loaded_by("import finapi_session")
-        "pages",
     assert {name for name in loaded if name.startswith("finapi_session")} == {"finapi_session"}
     assert not loaded & {*OPTIONAL, "requests", "requests_oauthlib", "filelock", "platformdirs", "pytest"}
 
@@ -237,6 +237,16 @@ def test_the_rest_works_without_any_extra() -> None:
     assert shown.returncode == 0, shown.stderr
 
 
+def test_help_on_a_session_can_be_read() -> None:
+    """help() tells each argument on a line of its own, begins with what is ours, and no line is too long."""
+    shown = fresh("import finapi_session; help(finapi_session.FinapiSession)").stdout
+    words = [name for name in inspect.signature(FinapiSession).parameters]
+    assert [name for name in words if not re.search(rf"^ \|  :param {name}: \S", shown, re.M)] == []
+    assert re.findall(r"^ \|  :param (\w+):", shown, re.M) == words
+    ours = shown[: shown.index("inherited from requests.sessions.Session")]
+    assert all(f" |  {name}(" in ours for name in ("pages", "user", "revoke", "fetch_token", "from_env"))
+
+
 def test_everything_public_has_a_docstring() -> None:
     """Each public module, class, function, method and property of the package says what it is."""
     bare = {module.__name__ for module in ours() if not module.__doc__}
@@ -265,16 +275,6 @@ def undocumented(kind: type) -> Iterator[str]:
 
 def test_the_changelog_begins_with_this_version() -> None:
     """The first entry is this version, released or not."""
-def test_help_on_a_session_can_be_read() -> None:
-    """help() tells each argument on a line of its own, begins with what is ours, and no line is too long."""
-    shown = fresh("import finapi_session; help(finapi_session.FinapiSession)").stdout
-    words = [name for name in inspect.signature(FinapiSession).parameters]
-    assert [name for name in words if not re.search(rf"^ \|  :param {name}: \S", shown, re.M)] == []
-    assert re.findall(r"^ \|  :param (\w+):", shown, re.M) == words
-    ours = shown[: shown.index("inherited from requests.sessions.Session")]
-    assert all(f" |  {name}(" in ours for name in ("pages", "user", "revoke", "fetch_token", "from_env"))
-
-
     first = re.search(r"^(\d\S*) \(.+\)$", (ROOT / "CHANGELOG.rst").read_text(encoding="utf-8"), re.M)
     assert first is not None and first[1] == finapi_session.__version__
 
