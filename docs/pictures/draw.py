@@ -48,11 +48,11 @@ PALETTES = {
 }
 BOX = (180, 62)
 BOXES = (
-    Box(20, 40, "no token", "first call, or a new process", "ground"),
+    Box(20, 40, "rejected", "the API answered 401", "bad"),
     Box(340, 40, "fresh", "no lock, no store, no call", "good"),
     Box(660, 40, "soft window", "one renews, others go on", "soft"),
     Box(660, 180, "expired", "the others wait", "bad"),
-    Box(20, 180, "rejected", "the API answered 401", "bad"),
+    Box(20, 180, "no token", "first call, or a new process", "ground"),
     Box(340, 180, "renewal", "store, refresh token, password", "ground"),
     Box(20, 330, "refused", "TokenError, until it changes", "bad"),
     Box(340, 330, "resting", "Retry-After, lost answer, pause", "soft"),
@@ -61,12 +61,12 @@ BOXES = (
 ARROWS = (
     Arrow("M520 71 H652", "leeway before expiry", 586, 62),
     Arrow("M750 102 V172", "expiry", 758, 142, "start"),
-    Arrow("M200 85 C270 100 300 140 350 174", "ask", 262, 116),
+    Arrow("M200 90 C270 110 320 140 372 174", "is there a newer one?", 240, 138),
     Arrow("M415 172 V110", "another token", 407, 145, "end"),
     Arrow("M660 90 C590 110 540 140 488 174", "one thread", 618, 124, "start"),
     Arrow("M660 211 H528", "one for all", 594, 203),
-    Arrow("M200 211 H332", "is there a newer one?", 266, 203),
-    Arrow("M340 62 C250 62 170 110 130 172", "401", 252, 66, "end"),
+    Arrow("M200 211 H332", "ask", 266, 203),
+    Arrow("M340 71 H208", "401", 274, 62),
     Arrow("M360 242 C300 280 220 300 160 322", "refused", 246, 278, "end"),
     Arrow("M430 242 V322", "transient", 438, 290, "start"),
     Arrow("M520 361 H652", "at expiry", 586, 353),
