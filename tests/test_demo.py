@@ -69,7 +69,7 @@ def test_the_story(machine: dict[str, str], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("lines", range(1, 9))
+@pytest.mark.parametrize("lines", [1, 3, 7, 12])
 def test_the_story_ends_quietly_where_its_reader_leaves(machine: dict[str, str], lines: int) -> None:
     """Wherever ``head`` has enough, in the middle of a call too, nothing is said on standard error."""
     line = f"set -o pipefail; {shlex.join(COMMAND)} demo | head -n {lines}"
