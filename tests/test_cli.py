@@ -420,7 +420,7 @@ def test_help_and_version(environ: dict[str, str]) -> None:
     """Help is there for every command, tells the exit codes, and comes when nothing is asked."""
     bare = run(environ)
     assert bare.returncode == 0 and "Exit codes:" in bare.stdout and "141" in bare.stdout
-    for command in ("login", "token", "request", "status", "logout", "sandbox", "demo"):
+    for command in ("login", "token", "request", "status", "logout", "check", "sandbox", "demo"):
         assert command in bare.stdout
         assert "Usage: finapi-session" in run(environ, command, "-h").stdout
     assert run(environ, "--version").stdout.startswith("finapi-session, version ")

@@ -457,6 +457,20 @@ def sandbox(port: int, env_file: str | None, ca_file: str | None, command: tuple
 
 
 @commands.command()
+@click.pass_obj
+def check(settings: Settings) -> int:
+    """Look whether finAPI, the client and the store are as a deployment needs them.
+
+    One line each: ok, warn or fail. The exit code is 0 unless something failed. It asks for one token of the client's
+    and reads its configuration; it revokes nothing, and leaves no value in the store.
+    """
+    from .check import check as look
+
+    environment, name = settings.environment, settings.store_name
+    return look(environment, lambda: settings.client(environment), lambda: open_store(name))
+
+
+@commands.command()
 @click.pass_context
 def demo(context: click.Context) -> None:
     """Tell the story of a token, call by call, on a local finAPI.
