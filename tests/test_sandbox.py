@@ -24,7 +24,7 @@ import finapi_session.testing
 from finapi_session import FinapiSession
 from finapi_session.testing import Sandbox
 from finapi_session.testing.authority import CLIENT, Authority, Refusal, Settings, User
-from finapi_session.testing.demo_data import accounts, transactions
+from finapi_session.testing.demo_data import accounts, first_day, transactions
 
 ANNA = "anna.schmidt"
 PASSWORD = "Kirschkuchen am Sonntag"
@@ -900,6 +900,20 @@ def test_data_reach_up_to_today(web: Web) -> None:
     first = listed(web, "accounts")[0]
     moved = sum(entry["amount"] for entry in added if entry["accountId"] == first["id"])
     assert first["balance"] == pytest.approx(balance + moved)
+
+
+def test_today_may_be_set_at_any_time(web: Web) -> None:
+    """Data end with the day that is set, and begin half a year before it, whatever was read before."""
+    for today, first in (
+        (SOME_DAY, "2025-01-01"),
+        (date(2024, 2, 29), "2023-09-01"),
+        (date(2026, 12, 31), "2026-07-01"),
+    ):
+        web.sandbox.today = today
+        days = [entry["bankBookingDate"] for entry in listed(web, "transactions")]
+        assert days[-1] == first and str(today - timedelta(9)) < days[0] <= str(today)
+    web.sandbox.reset()
+    assert listed(web, "transactions")[-1]["bankBookingDate"] == str(first_day(date.today()))
 
 
 def test_today_is_the_machines_unless_said() -> None:

@@ -227,6 +227,13 @@ def local_finapi() -> list[Call]:
         sandbox.revoke_tokens(kind="client", refresh=True)
         sandbox.add_user("bob", "his-password", verified=False)
         sandbox.lock_user("bob")
+        sandbox.add_user("emil", "his-password", empty=True)
+        account = sandbox.add_account("emil", kind="SAVINGS", balance=1.5)
+        sandbox.add_transaction("emil", -2, account=account["id"], counterpart="Shop", purpose="Shopping")
+        sandbox.answer("/payments", 201, body={"id": 7}, method="POST")
+        assert_type(sandbox.planned, list[str])
+        sandbox.assert_all_planned_used()
+        assert_type(sandbox.environ("emil"), dict[str, str])
         assert_type(session, FinapiSession)
         assert_type(sandbox.count("/oauth/token", grant_type="password"), int)
         environment: Environment = sandbox.environment

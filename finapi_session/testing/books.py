@@ -27,19 +27,21 @@ class _Book:
 
 
 class Books:
-    """The accounts and transactions of all users. Thread-safe; *today* returns the last day that has happened."""
+    """The accounts and transactions of all users. Thread-safe.
 
-    def __init__(self, today: Callable[[], date]) -> None:
+    Data begin half a year before the day that *start* returns, and end with the one that *today* returns.
+    """
+
+    def __init__(self, start: Callable[[], date], today: Callable[[], date]) -> None:
+        self._start = start
         self._today = today
         self._lock = threading.RLock()
         self._books: dict[str, _Book] = {}
-        self._first: date | None = None
 
     def clear(self) -> None:
-        """Forget what was added, and begin half a year before today."""
+        """Forget what was added."""
         with self._lock:
             self._books.clear()
-            self._first = None
 
     def forget(self, user_id: str, *, empty: bool = False) -> None:
         """Forget what was added for a user, who then has the believable data, or with *empty* nothing."""
@@ -59,8 +61,7 @@ class Books:
     def transactions(self, user_id: str) -> list[Record]:
         """Return a user's transactions up to today, the newest first."""
         with self._lock:
-            book, today = self._book(user_id), self._today()
-            first = self._first = self._first or demo_data.first_day(today)
+            book, today, first = self._book(user_id), self._today(), demo_data.first_day(self._start())
             usual = () if book.empty else demo_data.transactions(user_id.lower(), first, today)
             added = [entry for entry in book.transactions if entry["bankBookingDate"] <= str(today)]
             return sorted([*usual, *added], key=lambda entry: (entry["bankBookingDate"], entry["id"]), reverse=True)

@@ -60,7 +60,7 @@ class Sandbox(Settings):
         self._advanced = 0.0
         self._traffic = Traffic()
         self._authority = Authority(self, self._now)
-        self._books = Books(self._day)
+        self._books = Books(self._start_day, self._day)
         self._application = create_application(self._authority, self, self._books)
         self._certificates = Certificates()
         self._server: Server | None = None
@@ -360,6 +360,9 @@ class Sandbox(Settings):
 
     def _now(self) -> float:
         return self.clock() + self._advanced
+
+    def _start_day(self) -> date:
+        return self.today or date.today()
 
     def _day(self) -> date:
         if self.today is not None:
