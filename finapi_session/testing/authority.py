@@ -17,14 +17,20 @@ ErrorShape = Literal["oauth", "api"]
 class Settings:
     """The client and its rules, as finAPI keeps them for each client; each may change at any time.
 
-    ``lifetime`` is that of access tokens in seconds, 0 for ever; ``refresh_lifetime`` that of refresh tokens,
-    ``None`` for ever. ``sticky=False`` gives a new token each time, ``kill_on_refresh=False`` lets the
-    old access token live on. ``rotate_refresh_tokens=True`` replaces the refresh token at each use,
-    ``"omit"`` keeps it and leaves it out of the answer. ``detect_reuse=True`` ends the whole grant, its living
-    tokens too, when a refresh token comes that rotation has spent. ``max_login_attempts`` bad passwords in a row lock a
-    user. ``auto_verify=False`` leaves new users to be verified. ``token_length`` is in characters.
-    ``api_version`` 1 or 2 binds the client: the other version's OAuth paths answer 403. ``error_shape`` is
-    that of errors on OAuth calls.
+    :param client_id: the client's id.
+    :param client_secret: its secret.
+    :param lifetime: that of access tokens in seconds, 0 for ever.
+    :param refresh_lifetime: that of refresh tokens in seconds, ``None`` for ever.
+    :param sticky: give the same token while it lives; ``False`` gives a new one each time.
+    :param kill_on_refresh: end the old access token at a refresh; ``False`` lets it live on.
+    :param rotate_refresh_tokens: ``True`` replaces the refresh token at each use, ``"omit"`` keeps it and leaves it
+        out of the answer.
+    :param detect_reuse: end the whole grant, its living tokens too, when a refresh token comes that rotation has spent.
+    :param max_login_attempts: so many bad passwords in a row lock a user.
+    :param auto_verify: ``False`` leaves new users to be verified.
+    :param token_length: in characters.
+    :param api_version: 1 or 2 binds the client: the other version's OAuth paths answer 403.
+    :param error_shape: that of errors on OAuth calls.
     """
 
     client_id: str = "sandbox-client"

@@ -39,12 +39,15 @@ class Sandbox(Settings):
     ``with Sandbox() as sandbox: sandbox.session()``, or ``start()`` and ``stop()``. All methods may be called
     from any thread, and every setting, those of :class:`Settings` included, changed while it runs.
 
-    ``port`` 0 takes a free one. ``username`` and ``password`` are those of the first user. ``latency``
-    in seconds precedes every answer; a mapping gives it by the end of the path.
-    ``clock`` returns seconds; it is the machine's own, so that a test may freeze its own time. ``today`` is the last
-    day that has transactions when it starts, the machine's by default; it moves on with :meth:`advance`.
-    ``ca_file`` is where the certificate to trust is kept, its key beside it (``.key``), so that a later start has the
-    same; ``None`` makes one for each start, which ``stop()`` removes.
+    :param port: 0 takes a free one.
+    :param username: the id of the first user.
+    :param password: that user's.
+    :param latency: seconds before every answer; a mapping gives it by the end of the path.
+    :param clock: returns seconds; the machine's own, so that a test may freeze its own time.
+    :param today: the last day that has transactions when it starts, the machine's by default; it moves on with
+        :meth:`advance`.
+    :param ca_file: where the certificate to trust is kept, its key beside it (``.key``), so that a later start has the
+        same; ``None`` makes one for each start, which ``stop()`` removes.
     """
 
     port: int = 0
@@ -70,7 +73,10 @@ class Sandbox(Settings):
     # Its life.
 
     def start(self: _Sandbox) -> _Sandbox:
-        """Serve, in a thread of its own. Raises ``OSError`` if the port is taken."""
+        """Serve, in a thread of its own.
+
+        Raises ``OSError`` if the port is taken or ``ca_file`` cannot be used, ``ValueError`` if that holds no authority.
+        """
         if self._server is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self._certificates.configure(context, self.ca_file, HOST, "localhost")
