@@ -275,17 +275,14 @@ class Authority:
         if user.locked:
             raise Refusal(423, "locked", f"User {user.id} is locked: too many failed logins")
         if user.password != password:
-            self._count_failure(user)
+            user.failed_logins += 1
+            if user.failed_logins >= self._settings.max_login_attempts:
+                self.lock_user(user.id)
             raise Refusal(400, "invalid_grant", "Bad credentials")
         user.failed_logins = 0
         if not user.verified:
             raise Refusal(403, "access_denied", f"User {user.id} is not verified")
         return _owner_of(user)
-
-    def _count_failure(self, user: User) -> None:
-        user.failed_logins += 1
-        if user.failed_logins >= self._settings.max_login_attempts:
-            self.lock_user(user.id)
 
     def _sign_in(self, owner: Owner) -> dict[str, object]:
         now, grants = self._clock(), self._grants[owner]
@@ -294,7 +291,7 @@ class Authority:
         grant = grants[-1]
         if owner.kind == "user" and not (grant.refresh_token and _lives(grant.refresh_ends, now)):
             self._give_refresh_token(grant, now)
-        return self._answer(grant, grant.newest(now) or self._give_access_token(grant, now), now)
+        return _answer(grant, grant.newest(now) or self._give_access_token(grant, now), now)
 
     def _refresh(self, refresh_token: str) -> dict[str, object]:
         now, grant = self._clock(), self._holders.get(refresh_token)
@@ -309,7 +306,7 @@ class Authority:
         if self._settings.rotate_refresh_tokens is True:
             self._spent[refresh_token] = grant
             self._give_refresh_token(grant, now)
-        answer = self._answer(grant, self._give_access_token(grant, now), now)
+        answer = _answer(grant, self._give_access_token(grant, now), now)
         if self._settings.rotate_refresh_tokens == "omit":
             del answer["refresh_token"]
         return answer
@@ -319,13 +316,6 @@ class Authority:
         grant = self._spent.get(refresh_token)
         if grant is not None and self._settings.detect_reuse:
             self._end(grant)
-
-    def _answer(self, grant: Grant, token: str, now: float) -> dict[str, object]:
-        ends = grant.access[token]
-        # Rounded first: (now + 60) - now may come out just below 60.
-        left = 0 if ends is None else int(round(ends - now, 6))
-        answer = {"access_token": token, "token_type": "bearer", "expires_in": left, "scope": "all"}
-        return answer | ({"refresh_token": grant.refresh_token} if grant.refresh_token else {})
 
     def _give_access_token(self, grant: Grant, now: float) -> str:
         token = self._new_token(grant)
@@ -360,6 +350,14 @@ class Authority:
 
 def _lives(ends: float | None, now: float) -> bool:
     return ends is None or now < ends
+
+
+def _answer(grant: Grant, token: str, now: float) -> dict[str, object]:
+    ends = grant.access[token]
+    # Rounded first: (now + 60) - now may come out just below 60.
+    left = 0 if ends is None else int(round(ends - now, 6))
+    answer = {"access_token": token, "token_type": "bearer", "expires_in": left, "scope": "all"}
+    return answer | ({"refresh_token": grant.refresh_token} if grant.refresh_token else {})
 
 
 def _owner_of(user: User) -> Owner:

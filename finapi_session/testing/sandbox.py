@@ -75,7 +75,7 @@ class Sandbox(Settings):
     def start(self: _Sandbox) -> _Sandbox:
         """Serve, in a thread of its own.
 
-        Raises ``OSError`` if the port is taken or ``ca_file`` cannot be used, ``ValueError`` if that holds no authority.
+        Raises ``OSError`` if the port is taken or ``ca_file`` cannot be used, ``ValueError`` if it holds no authority.
         """
         if self._server is None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -398,19 +398,29 @@ class Sandbox(Settings):
         return self.latency
 
     def _planned(self, plan: Plan, call: Call, bearer: str | None) -> Response:
-        status, body = plan.status or 0, plan.body
+        refusal = self._refusal(plan, call, bearer)
+        if refusal is not None:
+            return self._refused(refusal, call, plan.headers if refusal.status == plan.status else {})
+        body = b"{}" if plan.body is None else plan.body
+        return Response(body, plan.status, {"Content-Type": "application/json", **plan.headers})
+
+    def _refusal(self, plan: Plan, call: Call, bearer: str | None) -> Refusal | None:
+        """Return what finAPI would say instead of what is planned, or in words of its own; ``None`` for neither."""
+        status = plan.status or 0
+        if plan.body is None and status >= 400:
+            return Refusal(status, "UNEXPECTED_ERROR", _described_status(status))
         if plan.judged and status < 400 and "/oauth/" not in call.path:
             try:
                 self._authority.check(bearer)
             except Refusal as refusal:
-                return self._refused(refusal, call)
-        if body is None and status >= 400:
-            exception = default_exceptions.get(status)
-            said = exception().description or "" if exception else "Planned"
-            return self._refused(Refusal(status, "UNEXPECTED_ERROR", said), call, plan.headers)
-        body = b"{}" if body is None else body
-        return Response(body, status, {"Content-Type": "application/json", **plan.headers})
+                return refusal
+        return None
 
-    def _refused(self, refusal: Refusal, call: Call, headers: Mapping[str, str] | None = None) -> Response:
+    def _refused(self, refusal: Refusal, call: Call, headers: Mapping[str, str]) -> Response:
         error = error_body(refusal, call.method, call.path, call.request_id, self.error_shape)
-        return Response(json.dumps(error), refusal.status, {"Content-Type": "application/json", **(headers or {})})
+        return Response(json.dumps(error), refusal.status, {"Content-Type": "application/json", **headers})
+
+
+def _described_status(status: int) -> str:
+    exception = default_exceptions.get(status)
+    return exception().description or "" if exception else "Planned"
