@@ -114,18 +114,21 @@ _EXTRAS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        package, extra = _EXTRAS.get(_HOME_OF[name], ("", ""))
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise ImportError(f"{name} needs an extra: pip install 'finapi-session[{extra}]'") from error
-    globals()[name] = value
-    return value
+# Type checkers would take any name for one that it gives; they see those above.
+if not TYPE_CHECKING:  # pragma: no branch
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            package, extra = _EXTRAS.get(_HOME_OF[name], ("", ""))
+            if (error.name or "").partition(".")[0] != package:
+                raise
+            raise ImportError(f"{name} needs an extra: pip install 'finapi-session[{extra}]'") from error
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

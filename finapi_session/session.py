@@ -9,7 +9,7 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from http.cookiejar import CookieJar
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from .errors import RevocationError, raised_by_signal_handler
 from .events import Journal, Listener
 from .fallback import Fallback
 from .identity import Identity, Secret
+from .paging import answers
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -55,23 +56,27 @@ def new_request_id() -> str:
 class FinapiSession(requests.Session):
     """A ``requests.Session`` for one finAPI client, or one of its users.
 
-    *client_id* and *client_secret* are what finAPI gave the application, *username* and *password* a user's of it.
-    *environment* is an :class:`Environment`, its name (such as ``live``), or an https base URL, behind which may be
-    the OAuth path (``/api/v2/oauth`` for clients bound to API version 2). Calls to it carry
-    a token that is fetched at the first call, renewed up to *leeway* seconds before it expires or when finAPI rejects
-    it, kept in *store* (in memory by default), and revoked on close if *revoke_on_close* says so (by default: unless
-    *store* is the caller's, since others may live on it).
+    Calls to finAPI carry a token that is fetched at the first call, renewed before it expires or when finAPI rejects
+    it, and shared through a store. Everything else is as in requests.
 
-    *client_secret* and *password* are text, or callables that return it. *token* is a :class:`Token`, or a
-    dict as OAuth libraries keep it, had elsewhere. *timeout* (seconds, or a pair for connecting and reading)
-    stands in where a call names none. *request_id* makes the ``X-Request-Id`` of each call that has none, or
-    is that text. *retries* is a urllib3 ``Retry``, of which ``total`` and the backoff count, or a count, for passing
-    failures of the token endpoint; what is passing there is not for it to say.
-    *raise_for_error* raises :class:`ApiError` on every answer of 400 and above. *on_event* is called with a
-    :class:`TokenEvent` for everything that happens to a token.
+    :param client_id: what finAPI gave the application.
+    :param client_secret: its secret: text, or a callable that returns it.
+    :param username: a user of the client; without one it is the client's session.
+    :param password: the user's: text, or a callable that returns it; without one she lives on a stored token.
+    :param environment: an :class:`Environment`, its name (such as ``live``), or an https base URL, behind which may be
+        the OAuth path (``/api/v2/oauth`` for clients bound to API version 2).
+    :param store: where tokens are kept; in this session's memory by default.
+    :param token: a token obtained elsewhere: a :class:`Token`, or a dict as OAuth libraries keep it.
+    :param leeway: seconds before expiry from which the token is renewed.
+    :param revoke_on_close: whether ``close()`` revokes; by default unless *store* is yours: others may live on it.
+    :param timeout: seconds, or a pair for connecting and reading, where a call names none.
+    :param request_id: the ``X-Request-Id`` of calls that have none: text, or a callable that returns it.
+    :param retries: a count or a urllib3 ``Retry`` (its ``total`` and backoff), for transient failures of token calls.
+    :param raise_for_error: raise :class:`ApiError` on every answer of 400 and above.
+    :param on_event: called with a :class:`TokenEvent` for everything that happens to a token.
+    :raises ValueError, TypeError: naming the argument, before anything is sent.
 
-    Raises ``ValueError`` or ``TypeError``, naming the argument, before anything is sent; any call may raise a
-    :class:`TokenError`.
+    Any call may raise a :class:`TokenError`.
     """
 
     def __init__(
@@ -157,6 +162,18 @@ class FinapiSession(requests.Session):
         self._users[id(session)] = session
         session._leaver = _Leaver(session._own, self._left) if session.revoke_on_close else None
         return session
+
+    def pages(self, url: str, params: Any = None, **options: Any) -> Iterator[requests.Response]:
+        """Return the answers for all pages of a list, such as transactions, one after the other.
+
+        :param url: as for ``get``; a ``page`` in it or in *params* is the first one that is asked for.
+        :param params: the query; ``perPage`` is 500 unless given, which is finAPI's most.
+        :param options: what else ``get`` takes, for each call.
+        :raises ValueError: for a page that is no number from 1 up, at once.
+
+        An answer that is not paged, or of 400 and above, is the last one. Each is asked for when it is wanted.
+        """
+        return answers(self, url, params, options)
 
     def fetch_token(self) -> Token:
         """Return a valid token; finAPI is asked only if need be. Raises a :class:`TokenError`.

@@ -421,7 +421,7 @@ def test_help_and_version(environ: dict[str, str]) -> None:
     """Help is there for every command, tells the exit codes, and comes when nothing is asked."""
     bare = run(environ)
     assert bare.returncode == 0 and "Exit codes:" in bare.stdout and "141" in bare.stdout
-    for command in ("login", "token", "request", "status", "logout", "sandbox", "demo"):
+    for command in ("login", "token", "request", "status", "logout", "check", "sandbox", "demo"):
         assert command in bare.stdout
         assert "Usage: finapi-session" in run(environ, command, "-h").stdout
     assert run(environ, "--version").stdout.startswith("finapi-session, version ")
@@ -1020,6 +1020,83 @@ def test_sandbox_on_a_port_that_is_taken(environ: dict[str, str], sandbox: Sandb
     """A port that is taken is told in one line, as the wrong usage that it is."""
     result = run(environ, "sandbox", "--port", sandbox.base_url.rpartition(":")[2])
     assert result.returncode == 2 and "in use" in the_line(result)
+
+
+def test_sandbox_runs_a_command_in_its_environment(environ: dict[str, str]) -> None:
+    """After ``--`` a command finds the sandbox in its environment, has the output to itself, and its code is ours."""
+    code = (
+        "from finapi_session import FinapiSession; "
+        "print(FinapiSession.from_env().get('/api/v2/accounts').status_code); exit(7)"
+    )
+    result = run(environ, "sandbox", "--", sys.executable, "-c", code)
+    assert (result.returncode, result.stdout, result.stderr) == (7, "200\n", "")
+
+
+def test_sandbox_ends_with_its_command_however_it_ends(environ: dict[str, str]) -> None:
+    """A command that a signal ends is told as shells do; one that is not there is told in one line."""
+    assert run(environ, "sandbox", "--", "sh", "-c", "kill -KILL $$").returncode == 137
+    missing = run(environ, "sandbox", "no-such-command", "--port")
+    assert missing.returncode == 2 and "no-such-command cannot be run" in the_line(missing)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sandbox_passes_signals_to_its_command(environ: dict[str, str], number: int, tmp_path: Path) -> None:
+    """SIGTERM is handed on, Ctrl-C reaches both at a terminal; the command ends first, with the code that it likes."""
+    line = f"trap 'exit 9' INT TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    with subprocess.Popen([*COMMAND, "sandbox", "bash", "-c", line], env=environ, start_new_session=True) as process:
+        while not (tmp_path / "ready").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(process.pid, number)
+        assert process.wait(20) == 9
+
+
+def test_sandbox_writes_its_variables_to_a_file(environ: dict[str, str], tmp_path: Path) -> None:
+    """The file is the owner's alone, sets the same variables in a shell, and goes when the sandbox ends."""
+    path = tmp_path / "sandbox.env"
+    for _ in range(2):
+        same = f'test "$(. {path}; echo $FINAPI_PASSWORD)" = "$FINAPI_PASSWORD"'
+        line = f"{same} && stat -c %a {path} && grep -c = {path}"
+        result = run(environ, "sandbox", "--env-file", str(path), "--", "bash", "-c", line)
+        assert (result.returncode, result.stdout) == (0, "600\n7\n"), result.stderr
+        assert list(tmp_path.iterdir()) == []
+        path.write_text("# Written by finapi-session sandbox; it is left of one that was killed.")
+
+
+def test_sandbox_leaves_files_of_others_alone(environ: dict[str, str], tmp_path: Path) -> None:
+    """A file of variables that is somebody's own is not written over, and one that cannot be written is told."""
+    path = tmp_path / ".env"
+    path.write_text("SECRET_KEY=mine")
+    theirs = run(environ, "sandbox", "--env-file", str(path), "--", "true")
+    assert theirs.returncode == 2 and "is there already" in the_line(theirs)
+    assert path.read_text() == "SECRET_KEY=mine"
+    nowhere = run(environ, "sandbox", "--env-file", str(tmp_path / "no" / "where"), "--", "true")
+    assert nowhere.returncode == 2 and "cannot be written" in the_line(nowhere)
+    gone = run(environ, "sandbox", "--env-file", str(tmp_path / "x"), "--", "rm", str(tmp_path / "x"))
+    assert gone.returncode == 0
+
+
+def test_sandbox_keeps_its_certificate(environ: dict[str, str], tmp_path: Path) -> None:
+    """With ``--ca-file`` the certificate that was trusted once is that of the next start."""
+    path = tmp_path / "ca.pem"
+    told = run(environ, "sandbox", "--ca-file", str(path), "--", "sh", "-c", "echo $REQUESTS_CA_BUNDLE")
+    kept = path.read_bytes()
+    assert told.stdout == f"{path}\n"
+    again = run(environ, "sandbox", "--ca-file", str(path), "--", *COMMAND, "request", "GET", "/api/v2/banks")
+    assert again.returncode == 0 and path.read_bytes() == kept
+    path.write_text("notes")
+    junk = run(environ, "sandbox", "--ca-file", str(path), "--", "true")
+    assert junk.returncode == 2 and "no certificate authority" in the_line(junk)
+    nowhere = run(environ, "sandbox", "--ca-file", str(tmp_path / "no" / "where"), "--", "true")
+    assert nowhere.returncode == 2 and "--ca-file" in the_line(nowhere)
+
+
+def test_the_package_itself_is_the_command(environ: dict[str, str]) -> None:
+    """``python -m finapi_session`` is the same program under the same name."""
+    command = [sys.executable, "-m", "finapi_session", "-h"]
+    result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, run(environ, "-h").stdout)
 
 
 def test_a_password_of_somebody_else_is_not_taken_for_a_users(anna: dict[str, str], sandbox: Sandbox) -> None:

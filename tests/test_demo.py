@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,6 +67,14 @@ def test_the_story(machine: dict[str, str], tmp_path: Path) -> None:
     places = [result.stdout.index(step) for step in STEPS]
     assert places == sorted(places)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lines", [1, 3, 7, 12])
+def test_the_story_ends_quietly_where_its_reader_leaves(machine: dict[str, str], lines: int) -> None:
+    """Wherever ``head`` has enough, in the middle of a call too, nothing is said on standard error."""
+    line = f"set -o pipefail; {shlex.join(COMMAND)} demo | head -n {lines}"
+    result = subprocess.run(["bash", "-c", line], env=machine, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.count("\n"), result.stderr) == (141, lines, "")
 
 
 def test_the_story_is_true(machine: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The programs of tests/examples do what the README says of them; most are run as real servers."""
+"""The programs of tests/examples do what the docs say of them; most are run as real servers."""
 
 from __future__ import annotations
 

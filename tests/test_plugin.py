@@ -73,6 +73,48 @@ def test_the_session_is_closed_and_gives_its_token_back(pytester: pytest.Pyteste
     result.assert_outcomes(passed=1)
 
 
+def test_the_two_names_of_the_session_are_one(pytester: pytest.Pytester) -> None:
+    """``finapi_client`` is the session; under it the package's own name stays free to import."""
+    result = run(
+        pytester,
+        """
+        import finapi_session as package
+
+        def test_one(finapi_client, finapi_session):
+            assert finapi_client is finapi_session and isinstance(finapi_client, package.FinapiSession)
+        """,
+    )
+    result.assert_outcomes(passed=1)
+
+
+def test_code_that_reads_the_environment_finds_the_sandbox(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``finapi_environ`` from_env() is the sandbox's client, whatever user the machine names, and only there."""
+    monkeypatch.setenv("FINAPI_USERNAME", "somebody")
+    monkeypatch.setenv("FINAPI_PASSWORD", "else")
+    result = run(
+        pytester,
+        """
+        import os
+        from finapi_session import FinapiSession
+
+        def test_one(finapi_sandbox, finapi_environ, monkeypatch):
+            assert "FINAPI_USERNAME" not in os.environ and finapi_environ == finapi_sandbox.environ()
+            with FinapiSession.from_env() as session:
+                assert session.get("/api/v2/clientConfiguration").ok
+            for name, value in finapi_sandbox.environ("anna.schmidt").items():
+                monkeypatch.setenv(name, value)
+            with FinapiSession.from_env() as session:
+                assert session.get("/api/v2/accounts").ok
+
+        def test_two():
+            assert os.environ["FINAPI_USERNAME"] == "somebody" and "FINAPI_ENVIRONMENT" not in os.environ
+        """,
+    )
+    result.assert_outcomes(passed=2)
+
+
 def test_a_test_takes_under_50_ms_after_the_first(pytester: pytest.Pytester) -> None:
     """Twenty tests, each with a token and an API call of its own, take less than 50 ms each.
 

@@ -23,7 +23,9 @@ import finapi_session.testing
 from finapi_session import FinapiSession
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.rst").read_text(encoding="utf-8")
+PAGES = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst")))
+)
 SURFACE = ROOT / "tests" / "typed_surface.py"
 
 #: The modules of optional dependencies, and the extra that brings them.
@@ -46,6 +48,20 @@ NEEDS_AN_EXTRA = [
     ("finapi_session.testing", "Sandbox", "werkzeug"),
     ("finapi_session.testing", "Sandbox", "trustme"),
 ]
+MISSPELT = """\
+import finapi_session
+from finapi_session import FinapiSession
+from finapi_session import FinapiSesion  # wrong
+from finapi_session.testing import Sandbox
+from finapi_session.testing import Sandbocks  # wrong
+
+try:
+    FinapiSession("id", "secret").get("/x")
+except finapi_session.InvalidGrantError:
+    Sandbox()
+except finapi_session.InvalidGrantErorr:  # wrong
+    pass
+"""
 BLOCK = """
 import sys
 class Blocker:
@@ -105,25 +121,25 @@ def test_what_is_not_there_is_refused(module: ModuleType) -> None:
         module.Sessoin  # noqa: B018
 
 
-def test_the_readme_has_every_public_name() -> None:
-    """Whatever can be imported is told of in the README."""
-    public = {*finapi_session.__all__, *finapi_session.testing.__all__} - {"Call"}
-    assert sorted(name for name in public if not re.search(rf"\b{name}\b", README)) == []
+def test_the_docs_have_every_public_name() -> None:
+    """Whatever can be imported is told of in README or docs."""
+    public = {*finapi_session.__all__, *finapi_session.testing.__all__}
+    assert sorted(name for name in public if not re.search(rf"\b{name}\b", PAGES)) == []
 
 
-def test_the_readme_has_no_other_names() -> None:
-    """What the README writes like a class of ours is one."""
-    shown = set(re.findall(r"``([A-Z][A-Za-z]+(?:Store|Error|Session|Auth|Event|Token|Detail|Contract))\b", README))
+def test_the_docs_have_no_other_names() -> None:
+    """What they write like a class of ours is one."""
+    shown = set(re.findall(r"``([A-Z][A-Za-z]+(?:Store|Error|Session|Auth|Event|Token|Detail|Contract))\b", PAGES))
     public = {*finapi_session.__all__, *finapi_session.testing.__all__}
     assert shown and shown <= public
 
 
-def test_the_readme_has_every_method_of_a_session() -> None:
-    """What a session can do beyond requests.Session is told of in the README."""
+def test_the_docs_have_every_method_of_a_session() -> None:
+    """What a session can do beyond requests.Session is told of there."""
     known = dir(requests.Session)
     further = {name for name in dir(FinapiSession) if not name.startswith("_") and name not in known}
-    assert further == {"user", "fetch_token", "revoke", "from_env"}
-    assert sorted(name for name in further if f"``{name}(" not in README) == []
+    assert further == {"user", "fetch_token", "revoke", "from_env", "pages"}
+    assert sorted(name for name in further if f"``{name}(" not in PAGES) == []
 
 
 def test_the_typed_surface_uses_every_public_name() -> None:
@@ -140,9 +156,24 @@ def test_the_typed_surface_uses_every_public_name() -> None:
         "fetch_token",
         "revoke",
         "from_env",
+        "pages",
     } <= used
     parameters = inspect.signature(FinapiSession).parameters.values()
     assert {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} == given
+
+
+@pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
+def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: Path) -> None:
+    """The real checker finds a misspelt import and attribute, each on its line, and nothing in right ones."""
+    pytest.importorskip(checker)
+    (tmp_path / "use.py").write_text(MISSPELT)
+    quiet = ["--no-error-summary", "--no-incremental"] if checker == "mypy" else ["--level", "error"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "MYPYPATH": str(ROOT)}
+    command = [sys.executable, "-m", checker, *quiet, "use.py"]
+    shown = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    found = re.findall(r"use\.py:(\d+):.*(?:error|Error)", shown.stdout)
+    wrong = [str(number) for number, line in enumerate(MISSPELT.splitlines(), 1) if "wrong" in line]
+    assert sorted(set(found), key=int) == wrong and shown.returncode == 1, shown.stdout + shown.stderr
 
 
 def test_the_typed_surface_imports() -> None:
@@ -206,6 +237,16 @@ def test_the_rest_works_without_any_extra() -> None:
     free = set(finapi_session.__all__) - {name for _, name, _ in NEEDS_AN_EXTRA}
     shown = fresh(f"{blocked}\nfrom finapi_session import {', '.join(sorted(free))}")
     assert shown.returncode == 0, shown.stderr
+
+
+def test_help_on_a_session_can_be_read() -> None:
+    """help() tells each argument on a line of its own, begins with what is ours, and no line is too long."""
+    shown = fresh("import finapi_session; help(finapi_session.FinapiSession)").stdout
+    words = [name for name in inspect.signature(FinapiSession).parameters]
+    assert [name for name in words if not re.search(rf"^ \|  :param {name}: \S", shown, re.M)] == []
+    assert re.findall(r"^ \|  :param (\w+):", shown, re.M) == words
+    ours = shown[: shown.index("inherited from requests.sessions.Session")]
+    assert all(f" |  {name}(" in ours for name in ("pages", "user", "revoke", "fetch_token", "from_env"))
 
 
 def test_everything_public_has_a_docstring() -> None:

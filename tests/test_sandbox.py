@@ -8,10 +8,12 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import freezegun
@@ -19,14 +21,16 @@ import pytest
 import requests
 
 import finapi_session.testing
+from finapi_session import FinapiSession
 from finapi_session.testing import Sandbox
 from finapi_session.testing.authority import CLIENT, Authority, Refusal, Settings, User
-from finapi_session.testing.demo_data import accounts, transactions
+from finapi_session.testing.demo_data import accounts, first_day, transactions
 
 ANNA = "anna.schmidt"
 PASSWORD = "Kirschkuchen am Sonntag"
 TOKEN, REVOKE = "/oauth/token", "/oauth/revoke"
 ECHO = "/api/v2/tests/echo"
+SOME_DAY = date(2025, 6, 30)
 
 
 class Clock:
@@ -158,6 +162,33 @@ def test_refresh_tokens_may_rotate(authority: Authority, settings: Settings) -> 
     assert second["refresh_token"] != first["refresh_token"]
     assert refused(authority, refresh(first["refresh_token"])) == 400
     assert authority.token(refresh(second["refresh_token"]))
+
+
+def test_a_spent_refresh_token_is_refused_and_harms_nobody(authority: Authority, settings: Settings) -> None:
+    """Without reuse detection, a refresh token that rotation has spent is 400, and what followed it lives on."""
+    settings.rotate_refresh_tokens = True
+    first = authority.token(sign_in())
+    second = authority.token(refresh(first["refresh_token"]))
+    assert refused(authority, refresh(first["refresh_token"])) == 400
+    assert lives(authority, second["access_token"]) and authority.token(refresh(second["refresh_token"]))
+
+
+def test_a_spent_refresh_token_ends_its_grant_if_reuse_is_detected(authority: Authority, settings: Settings) -> None:
+    """With the switch, it takes the living access and refresh token along; a new sign-in is not touched."""
+    settings.rotate_refresh_tokens = settings.detect_reuse = True
+    first = authority.token(sign_in())
+    second = authority.token(refresh(first["refresh_token"]))
+    assert refused(authority, refresh(first["refresh_token"])) == 400
+    assert not lives(authority, second["access_token"]) and refused(authority, refresh(second["refresh_token"])) == 400
+    fresh = authority.token(sign_in())
+    assert refused(authority, refresh(first["refresh_token"])) == 400 and lives(authority, fresh["access_token"])
+
+
+def test_a_made_up_refresh_token_ends_no_grant(authority: Authority, settings: Settings) -> None:
+    """Reuse is a token that was once good: any other text is refused, and that is all."""
+    settings.rotate_refresh_tokens = settings.detect_reuse = True
+    answer = authority.token(sign_in())
+    assert refused(authority, refresh("made-up")) == 400 and lives(authority, answer["access_token"])
 
 
 def test_refresh_tokens_may_be_left_out(authority: Authority, settings: Settings) -> None:
@@ -529,6 +560,9 @@ def test_errors_have_finapis_shape(web: Web) -> None:
         ("GET", "/api/v2/bankConnections", "user"),
         ("GET", "/api/v2/accounts", "user"),
         ("GET", "/api/v2/transactions", "user"),
+        ("GET", "/api/v2/categories", "user"),
+        ("GET", "/api/v2/labels", "user"),
+        ("GET", "/api/v2/banks/277701", "client user"),
         ("DELETE", "/api/v2/users", "user"),
         ("DELETE", "/api/v2/users/anna.schmidt", "client"),
     ],
@@ -656,6 +690,7 @@ def test_accounts_are_believable(web: Web) -> None:
 
 def test_transactions_are_paged_filtered_and_add_up(web: Web) -> None:
     """There are more than 120, the newest first, and their sums are those of what was asked for."""
+    web.sandbox.today = SOME_DAY
     token = web.user()
     read = web("GET", "/api/v2/transactions", token, params={"perPage": 500}).json()
     entries = read["transactions"]
@@ -672,10 +707,14 @@ def test_transactions_are_paged_filtered_and_add_up(web: Web) -> None:
 
 def test_the_data_are_the_same_on_every_run() -> None:
     """Another process, with another hash seed, sees the same transactions."""
-    code = "from finapi_session.testing.demo_data import transactions; print(transactions('anna.schmidt')[0])"
+    span = "date(2025, 1, 1), date(2025, 6, 30)"
+    code = (
+        "from datetime import date; from finapi_session.testing.demo_data import transactions; "
+        f"print(transactions('anna.schmidt', {span})[0])"
+    )
     environ = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     shown = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == str(transactions(ANNA)[0])
+    assert shown.stdout.strip() == str(transactions(ANNA, date(2025, 1, 1), date(2025, 6, 30))[0])
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -709,7 +748,365 @@ def test_redirects_go_where_they_are_told(web: Web) -> None:
     assert web("GET", path, params={"to": "/x"}).status_code == 401
 
 
+# What its lists take.
+
+
+def listed(web: Web, path: str, **params: Any) -> list[dict[str, Any]]:
+    """Return all records of one of the first user's lists."""
+    paged = {} if path in ("accounts", "bankConnections") else {"perPage": 500}
+    answer = web("GET", f"/api/v2/{path}", web.user(), params={**paged, **params})
+    assert answer.status_code == 200, answer.text
+    name = {"bankConnections": "connections"}.get(path, path)
+    found: list[dict[str, Any]] = answer.json()[name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "holds"),
+    [
+        ("transactions", {"minBankBookingDate": "2025-03-01"}, lambda e: e["bankBookingDate"] >= "2025-03-01"),
+        ("transactions", {"maxBankBookingDate": "2025-03-01"}, lambda e: e["bankBookingDate"] <= "2025-03-01"),
+        ("transactions", {"minFinapiBookingDate": "2025-06-01"}, lambda e: e["finapiBookingDate"] >= "2025-06-01"),
+        ("transactions", {"maxFinapiBookingDate": "2025-06-01"}, lambda e: e["finapiBookingDate"] <= "2025-06-01"),
+        ("transactions", {"minAmount": "-10.99"}, lambda e: e["amount"] >= -10.99),
+        ("transactions", {"maxAmount": "-945"}, lambda e: e["amount"] <= -945),
+        ("transactions", {"direction": "income"}, lambda e: e["amount"] >= 0),
+        ("transactions", {"direction": "spending"}, lambda e: e["amount"] < 0),
+        ("transactions", {"search": "gehalt MÄRZ"}, lambda e: "Gehalt März" in e["purpose"]),
+        ("transactions", {"counterpart": "rewe"}, lambda e: e["counterpartName"] == "REWE Markt"),
+        ("transactions", {"purpose": "miete"}, lambda e: "Miete" in e["purpose"]),
+        ("transactions", {"categoryIds": "371,381"}, lambda e: (e["category"] or {}).get("id") in (371, 381)),
+        ("accounts", {"accountTypes": "SAVINGS,CREDIT_CARD"}, lambda e: e["accountType"] != "CHECKING"),
+        ("accounts", {"search": "tages"}, lambda e: e["accountName"] == "Tagesgeld"),
+        ("accounts", {"minBalance": "0"}, lambda e: e["balance"] >= 0),
+        ("accounts", {"maxBalance": "0"}, lambda e: e["balance"] <= 0),
+        ("banks", {"isTestBank": "true"}, lambda e: e["isTestBank"]),
+        ("banks", {"ids": "277701,277702"}, lambda e: e["id"] in (277701, 277702)),
+        ("banks", {"search": "sparkasse", "isTestBank": "false"}, lambda e: "parkasse" in e["name"]),
+        ("categories", {"search": "bahn"}, lambda e: "Bahn" in e["name"]),
+        ("labels", {"search": "steuer"}, lambda e: e["name"] == "Steuer"),
+    ],
+    # Not the address of a function: every worker of pytest-xdist must name a test alike.
+    ids=lambda value: "" if callable(value) else str(value),
+)
+def test_lists_obey_their_filters(web: Web, path: str, params: dict[str, str], holds: Any) -> None:
+    """A filter keeps exactly the records that it speaks of, both ends of a span included, and not all."""
+    web.sandbox.today = SOME_DAY
+    everything, found = listed(web, path), listed(web, path, **params)
+    assert found == [record for record in everything if holds(record)]
+    assert 0 < len(found) < len(everything)
+
+
+def test_filters_that_change_nothing_are_taken(web: Web) -> None:
+    """Both views, all directions and a bank's one country are accepted, as by finAPI."""
+    same = {"view": "bankView", "direction": "all", "isNew": "false"}
+    assert listed(web, "transactions", **same) == listed(web, "transactions", view="userView")
+    assert listed(web, "banks", location="DE") == listed(web, "banks")
+
+
+def test_records_are_found_by_the_ids_of_others(web: Web) -> None:
+    """Transactions are found by account, label and id, accounts and connections by each other's ids."""
+    accounts, [connection] = listed(web, "accounts"), listed(web, "bankConnections")
+    label = listed(web, "labels")[0]
+    for account in accounts:
+        found = listed(web, "transactions", accountIds=account["id"])
+        assert found and {entry["accountId"] for entry in found} == {account["id"]}
+    assert all(label in entry["labels"] for entry in listed(web, "transactions", labelIds=label["id"]))
+    ids = ",".join(str(entry["id"]) for entry in found[:2])
+    assert listed(web, "transactions", ids=ids) == found[:2]
+    assert listed(web, "accounts", bankConnectionIds=connection["id"]) == accounts
+    assert listed(web, "bankConnections", ids="1") == []
+
+
+def test_lists_are_ordered_as_asked(web: Web) -> None:
+    """The first order counts first; without a direction it ascends."""
+    found = listed(web, "transactions", order=["counterpartName", "amount,desc"])
+    assert found == sorted(found, key=lambda entry: (entry["counterpartName"], -entry["amount"]))
+    assert [bank["name"] for bank in listed(web, "banks", order="name,asc")][0] == "BBBank"
+
+
+@pytest.mark.parametrize(
+    ("path", "params"),
+    [
+        ("transactions", {"minBankBookingDate": "yesterday"}),
+        ("transactions", {"minAmount": "NaN"}),
+        ("transactions", {"maxAmount": "much"}),
+        ("transactions", {"direction": "up"}),
+        ("transactions", {"view": "myView"}),
+        ("transactions", {"accountIds": "1,x"}),
+        ("transactions", {"isNew": "perhaps"}),
+        ("transactions", {"order": "mood"}),
+        ("transactions", {"order": "amount,up"}),
+        ("accounts", {"accountTypes": "PIGGY_BANK"}),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_be_is_400(web: Web, path: str, params: dict[str, str]) -> None:
+    """A filter whose value is none of its kind is refused, and the message names it."""
+    answer = web("GET", f"/api/v2/{path}", web.user(), params=params)
+    assert answer.status_code == 400 and next(iter(params)) in answer.json()["errors"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "transactions"),
+        ("GET", "accounts"),
+        ("GET", "banks"),
+        ("GET", "banks/277701"),
+        ("GET", "users"),
+        ("DELETE", "users"),
+    ],
+)
+def test_an_unknown_parameter_is_400(web: Web, method: str, path: str) -> None:
+    """A misspelt parameter is refused with the ones that are known, so that no test passes on it."""
+    answer = web(method, f"/api/v2/{path}", web.user(), params={"minBankingDate": "2025-01-01"})
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["code"]) == (400, "BAD_REQUEST")
+    assert error["message"].startswith("Unknown parameter 'minBankingDate': it takes ")
+    assert ("minBankBookingDate" in error["message"]) == (path == "transactions")
+
+
+@pytest.mark.parametrize("path", ["banks", "accounts", "transactions", "bankConnections", "categories", "labels"])
+def test_each_record_is_there_by_its_id(web: Web, path: str) -> None:
+    """What a list has is found alone too, and what it does not have is 404."""
+    token = web.user()
+    for record in listed(web, path)[:3]:
+        assert web("GET", f"/api/v2/{path}/{record['id']}", token).json() == record
+    missing = web("GET", f"/api/v2/{path}/12", token)
+    assert (missing.status_code, missing.json()["errors"][0]["code"]) == (404, "ENTITY_NOT_FOUND")
+
+
+def test_categories_are_a_tree_that_transactions_use(web: Web) -> None:
+    """Each category names its parent and children, and all but what a test adds has one."""
+    categories = {each["id"]: each for each in listed(web, "categories")}
+    for each in categories.values():
+        assert all(categories[child]["parentName"] == each["name"] for child in each["children"])
+    assert all(entry["category"]["id"] in categories for entry in listed(web, "transactions"))
+
+
+# What its users have.
+
+
+def test_data_reach_up_to_today(web: Web) -> None:
+    """Half a year ends with today by the sandbox's clock, and moving the clock adds days and takes none."""
+    web.sandbox.today = SOME_DAY
+    before = listed(web, "transactions")
+    balance = listed(web, "accounts")[0]["balance"]
+    assert before[0]["bankBookingDate"] > "2025-06-26" and before[-1]["bankBookingDate"] == "2025-01-01"
+    web.sandbox.advance(40 * 86400)
+    after = listed(web, "transactions")
+    added = after[: -len(before)]
+    assert after[-len(before) :] == before and max(entry["bankBookingDate"] for entry in added) > "2025-08-01"
+    first = listed(web, "accounts")[0]
+    moved = sum(entry["amount"] for entry in added if entry["accountId"] == first["id"])
+    assert first["balance"] == pytest.approx(balance + moved)
+
+
+def test_today_may_be_set_at_any_time(web: Web) -> None:
+    """Data end with the day that is set, and begin half a year before it, whatever was read before."""
+    for today, first in (
+        (SOME_DAY, "2025-01-01"),
+        (date(2024, 2, 29), "2023-09-01"),
+        (date(2026, 12, 31), "2026-07-01"),
+    ):
+        web.sandbox.today = today
+        days = [entry["bankBookingDate"] for entry in listed(web, "transactions")]
+        assert days[-1] == first and str(today - timedelta(9)) < days[0] <= str(today)
+    web.sandbox.reset()
+    assert listed(web, "transactions")[-1]["bankBookingDate"] == str(first_day(date.today()))
+
+
+def test_today_is_the_machines_unless_said() -> None:
+    """A sandbox of which nothing is said has the last days of this machine, frozen time included."""
+    with freezegun.freeze_time("2031-05-05 12:00"), Sandbox() as sandbox, sandbox.session(ANNA) as anna:
+        newest = anna.get("/api/v2/transactions").json()["transactions"][0]["bankBookingDate"]
+        assert "2031-05-01" <= newest <= "2031-05-05"
+        updated = anna.get("/api/v2/bankConnections").json()["connections"][0]["interfaces"][0]
+        assert updated["lastSuccessfulUpdate"].startswith("2031-05-05")
+
+
+def test_accounts_and_transactions_can_be_added(web: Web) -> None:
+    """They are listed with what was there, found by the filters, and counted in the balance."""
+    sandbox = web.sandbox
+    before = {account["id"]: account["balance"] for account in listed(web, "accounts")}
+    added = sandbox.add_account("Anna.Schmidt", "Depot", kind="SECURITY", balance=100.5, iban="DE02100500000024290661")
+    entry = sandbox.add_transaction(ANNA, -0.5, account=added["id"], counterpart="Bank", purpose="Fee")
+    first = sandbox.add_transaction(ANNA, "12.34", counterpart="REWE Markt")
+    after = {account["id"]: account["balance"] for account in listed(web, "accounts")}
+    usual = next(iter(before))
+    assert after == {**before, usual: pytest.approx(before[usual] + 12.34), added["id"]: 100.0}
+    assert listed(web, "transactions", accountIds=added["id"]) == [entry]
+    assert first in listed(web, "transactions", categoryIds="391", minAmount="12.34", maxAmount="12.34")
+    assert added["id"] in listed(web, "bankConnections")[0]["accountIds"]
+    assert [account["iban"] for account in listed(web, "accounts", accountTypes="SECURITY")] == [
+        "DE02100500000024290661"
+    ]
+
+
+def test_a_user_may_have_only_what_is_added(sandbox: Sandbox) -> None:
+    """A user made empty has no account, no connection and no transaction until a test adds them."""
+    sandbox.add_user("emil", "his-password", empty=True)
+    with sandbox.session("emil") as emil:
+        for path, name in (
+            ("accounts", "accounts"),
+            ("transactions", "transactions"),
+            ("bankConnections", "connections"),
+        ):
+            assert emil.get(f"/api/v2/{path}").json()[name] == []
+        account = sandbox.add_account("emil", balance=10)
+        sandbox.add_transaction("emil", 5, account=account["id"])
+        assert [each["balance"] for each in emil.get("/api/v2/accounts").json()["accounts"]] == [15]
+
+
+def test_a_transaction_of_a_later_day_comes_with_the_clock(web: Web) -> None:
+    """A standing order of tomorrow is not there before tomorrow."""
+    web.sandbox.today = SOME_DAY
+    web.sandbox.add_transaction(ANNA, -77.77, day=SOME_DAY + timedelta(1))
+    assert listed(web, "transactions", minAmount="-77.77", maxAmount="-77.77") == []
+    web.sandbox.advance(86400)
+    assert len(listed(web, "transactions", minAmount="-77.77", maxAmount="-77.77")) == 1
+
+
+def test_what_cannot_be_added_is_told(sandbox: Sandbox) -> None:
+    """An unknown user, an account of nobody and a day that is full are errors at once."""
+    with pytest.raises(Refusal, match="nobody"):
+        sandbox.add_account("nobody")
+    with pytest.raises(Refusal, match="account"):
+        sandbox.add_transaction(ANNA, 1, account=5)
+    for _ in range(80):
+        sandbox.add_transaction(ANNA, 1)
+    with pytest.raises(ValueError, match="at most 80"):
+        sandbox.add_transaction(ANNA, 1)
+
+
+def test_what_was_added_goes_with_its_user_and_with_a_reset(web: Web) -> None:
+    """Neither a user of the same name nor the next test finds what an earlier one had."""
+    for end in (
+        lambda: (web.sandbox.remove_user(ANNA), web.sandbox.add_user(ANNA, PASSWORD)),
+        lambda: (web("DELETE", "/api/v2/users", web.user()), web.sandbox.add_user(ANNA, PASSWORD)),
+        web.sandbox.reset,
+    ):
+        web.sandbox.add_account(ANNA)
+        assert len(listed(web, "accounts")) == 4
+        end()
+        assert len(listed(web, "accounts")) == 3
+
+
 # What a test can ask for.
+
+
+def test_a_standing_answer_is_given_until_reset(web: Web) -> None:
+    """What the sandbox lacks is answered as told, every time; a planned answer and a later one go before it."""
+    web.sandbox.answer("/payments", 201, body={"id": 7}, method="POST")
+    web.sandbox.answer_next(503, path="/payments")
+    token = web.user()
+    answers = [web("POST", "/api/v2/payments", token).status_code for _ in range(3)]
+    assert answers == [503, 201, 201] and web("GET", "/api/v2/payments", token).status_code == 404
+    web.sandbox.answer("/payments", body={"payments": []})
+    assert web("POST", "/api/v2/payments", token).json() == {"payments": []}
+    web.sandbox.reset()
+    assert web("POST", "/api/v2/payments", web.user()).status_code == 404
+
+
+def test_a_standing_answer_wants_a_living_token(web: Web) -> None:
+    """A success is for a living access token only; an outage is for everybody, and OAuth calls need none."""
+    web.sandbox.answer("/payments")
+    web.sandbox.answer("/accounts", 502, headers={"Retry-After": "3"})
+    refused = web("GET", "/api/v2/payments", "dead-token")
+    assert (refused.status_code, refused.json()["error"]) == (401, "invalid_token")
+    down = web("GET", "/api/v2/accounts")
+    assert (down.status_code, down.headers["Retry-After"]) == (502, "3")
+    web.sandbox.answer(TOKEN, body={"access_token": "planned", "token_type": "bearer", "expires_in": 60})
+    assert web.client() == "planned"
+
+
+def test_planned_answers_that_were_not_asked_for_are_named(web: Web) -> None:
+    """A test can see to it that the trouble which it planned did come."""
+    web.sandbox.answer_next(503, path="/banks", times=2)
+    web.sandbox.answer_next("drop", method="DELETE", grant_type="password")
+    web("GET", "/api/v2/banks")
+    assert web.sandbox.planned == ["503 for any call on /banks", "drop for DELETE on any path, grant password"]
+    with pytest.raises(AssertionError, match="never asked for: 503 for any call on /banks; drop"):
+        web.sandbox.assert_all_planned_used()
+    web("GET", "/api/v2/banks")
+    web.sandbox.answer_next(200, method="GET", path="/banks")
+    web("GET", "/api/v2/banks")
+    assert web.sandbox.planned == ["drop for DELETE on any path, grant password"]
+    web.sandbox.reset()
+    web.sandbox.assert_all_planned_used()
+
+
+def test_calls_have_what_was_sent_without_secrets(web: Web) -> None:
+    """Query, headers and JSON body of a call can be asserted; what is secret in them is not there."""
+    client = web.client()
+    headers = {"PSU-IP-Address": "192.0.2.7", "Cookie": "session=abc"}
+    web("GET", "/api/v2/banks?search=&ids=1&ids=2&page=3", client, headers=headers)
+    user = {"id": "new", "password": "secret-1", "deep": [{"clientSecret": "s", "passwordChangeToken": "t", "n": 1}]}
+    web("POST", "/api/v2/users", client, json=user)
+    web("POST", "/api/v2/users", client, data="{", headers={"Content-Type": "application/json"})
+    read, made, broken = web.sandbox.calls[1:]
+    assert read.params == {"search": "", "ids": ["1", "2"], "page": "3"} and read.json is None
+    assert (read.headers["psu-ip-address"], read.headers["Cookie"]) == ("192.0.2.7", "[redacted]")
+    assert read.headers["Authorization"] == "[redacted]"
+    hidden = {"clientSecret": "[redacted]", "passwordChangeToken": "[redacted]", "n": 1}
+    assert made.json == {"id": "new", "password": "[redacted]", "deep": [hidden]} and broken.json is None
+    assert client not in str([(call, dict(call.headers)) for call in web.sandbox.calls]) and hash(read)
+
+
+def test_environ_leads_a_program_here(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its variables are all that from_env() needs, for the client or a user, past the machine's proxies."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    for username in (None, "ANNA.schmidt"):
+        with monkeypatch.context() as patch:
+            for name, value in sandbox.environ(username).items():
+                patch.setenv(name, value)
+            with FinapiSession.from_env() as session:
+                assert session.get(ECHO).json()["username"] == (username and ANNA)
+    with pytest.raises(Refusal, match="nobody"):
+        sandbox.environ("nobody")
+
+
+def test_environ_tells_the_api_version_and_leaves_proxies_alone(sandbox: Sandbox) -> None:
+    """A client of version 2 finds its OAuth path, and a machine without proxies gets no exception from them."""
+    sandbox.api_version = 2
+    variables = sandbox.environ()
+    assert variables["FINAPI_ENVIRONMENT"] == f"{sandbox.base_url}/api/v2/oauth" and "no_proxy" not in variables
+    assert "FINAPI_USERNAME" not in variables
+
+
+def test_a_kept_certificate_is_trusted_by_the_next_start(tmp_path: Path) -> None:
+    """Whoever trusts the file once trusts every later sandbox on it; its key is the owner's alone."""
+    path = tmp_path / "ca.pem"
+    with Sandbox(ca_file=str(path)) as sandbox:
+        assert sandbox.ca_bundle == str(path)
+    kept = path.read_bytes()
+    with Sandbox(ca_file=str(path)) as sandbox, sandbox.session() as session:
+        assert session.get("/api/v2/banks").ok
+    assert path.read_bytes() == kept and b"PRIVATE" not in kept
+    assert stat.S_IMODE(Path(f"{path}.key").stat().st_mode) == 0o600
+
+
+def test_a_certificate_that_is_none_is_told(tmp_path: Path, sandbox: Sandbox) -> None:
+    """A file that holds no authority, and one whose key is gone, are errors; nothing is written over them."""
+    path = tmp_path / "ca.pem"
+    path.write_text("notes")
+    with pytest.raises(FileNotFoundError):
+        Sandbox(ca_file=str(path)).start()
+    Path(f"{path}.key").write_text("more notes")
+    with pytest.raises(ValueError, match="hold no certificate authority"):
+        Sandbox(ca_file=str(path)).start()
+    assert path.read_text() == "notes"
+
+
+def test_a_start_that_fails_leaves_no_certificate(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where the port is taken, the certificate that was made for the start is removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError):
+        Sandbox(port=int(sandbox.base_url.rpartition(":")[2])).start()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_planned_statuses_come_once_in_order_and_by_path(web: Web) -> None:
@@ -941,7 +1338,7 @@ def test_errors_of_the_sandbox_itself_are_shown(
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("our own mistake")
 
-    monkeypatch.setattr(Sandbox, "_described", broken)
+    monkeypatch.setattr("finapi_session.testing.sandbox.described", broken)
     with pytest.raises(requests.ConnectionError):
         web("GET", "/nowhere")
     sandbox.reset()

@@ -112,6 +112,8 @@ def use(session: MySession) -> None:
         assert_type(client, MySession)
         assert_type(alice, MySession)
         assert_type(MySession.from_env(), MySession)
+        for page in alice.pages("/api/v2/transactions", params={"accountIds": [1, 2]}, timeout=5):
+            assert_type(page, requests.Response)
         assert_type(alice.get("/api/v2/accounts", params={"page": 1}, timeout=5), requests.Response)
         assert_type(alice.fetch_token(), Token)
         alice.accounts()
@@ -240,6 +242,13 @@ def local_finapi() -> list[Call]:
         sandbox.revoke_tokens(kind="client", refresh=True)
         sandbox.add_user("bob", "his-password", verified=False)
         sandbox.lock_user("bob")
+        sandbox.add_user("emil", "his-password", empty=True)
+        account = sandbox.add_account("emil", kind="SAVINGS", balance=1.5)
+        sandbox.add_transaction("emil", -2, account=account["id"], counterpart="Shop", purpose="Shopping")
+        sandbox.answer("/payments", 201, body={"id": 7}, method="POST")
+        assert_type(sandbox.planned, list[str])
+        sandbox.assert_all_planned_used()
+        assert_type(sandbox.environ("emil"), dict[str, str])
         assert_type(session, FinapiSession)
         assert_type(sandbox.count("/oauth/token", grant_type="password"), int)
         environment: Environment = sandbox.environment

@@ -6,11 +6,8 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -428,41 +425,36 @@ def revoke(settings: Settings, hint: str | None) -> None:
     click.echo(f"Revoked at {_name(environment)}, if finAPI knew it.")
 
 
-@commands.command()
+@commands.command(context_settings={"allow_interspersed_args": False})
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The port; without it a free one.")
-def sandbox(port: int) -> None:
-    """Serve a local finAPI until Ctrl-C, and print how to reach it."""
-    from ..testing import Sandbox
+@click.option("--env-file", metavar="FILE", help="Also write the variables to FILE, which is there while it runs.")
+@click.option("--ca-file", metavar="FILE", help="Keep the certificate to trust in FILE for later starts.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+def sandbox(port: int, env_file: str | None, ca_file: str | None, command: tuple[str, ...]) -> int:
+    """Serve a local finAPI until Ctrl-C, and print how to reach it.
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        served = Sandbox(port=port).start()
-    except OSError as error:
-        raise click.UsageError(f"port {port} cannot be served: {error.strerror}") from None
-    try:
-        with served as server:
-            click.echo(f"# A local finAPI at {server.base_url}, until Ctrl-C. To use it from another shell:")
-            for name, value in _variables(server).items():
-                click.echo(f"export {name}={shlex.quote(value)}")
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        click.echo("# The local finAPI has ended.", err=True)
+    With a command, runs it with the variables set, and ends when it ends, with its exit code:
+
+    \b
+    finapi-session sandbox -- pytest
+    """  # noqa: D301 - click's mark of a paragraph that keeps its lines
+    from .serving import serve
+
+    return serve(port, ca_file, env_file, command)
 
 
-def _variables(server: Any) -> dict[str, str]:
-    variables = {
-        "FINAPI_ENVIRONMENT": server.base_url,
-        "FINAPI_CLIENT_ID": server.client_id,
-        "FINAPI_CLIENT_SECRET": server.client_secret,
-        "FINAPI_USERNAME": server.username,
-        "FINAPI_PASSWORD": server.password,
-        "REQUESTS_CA_BUNDLE": server.ca_bundle,
-        "CURL_CA_BUNDLE": server.ca_bundle,
-    }
-    proxies = urllib.request.getproxies()
-    if set(proxies) - {"no"}:
-        variables["no_proxy"] = ",".join(filter(None, ("127.0.0.1", proxies.get("no"))))
-    return variables
+@commands.command()
+@click.pass_obj
+def check(settings: Settings) -> int:
+    """Look whether finAPI, the client and the store are as a deployment needs them.
+
+    One line each: ok, warn or fail. The exit code is 0 unless something failed. It asks for one token of the client's
+    and reads its configuration; it revokes nothing, and leaves no value in the store.
+    """
+    from .check import check as look
+
+    environment, name = settings.environment, settings.store_name
+    return look(environment, lambda: settings.client(environment), lambda: open_store(name))
 
 
 @commands.command()

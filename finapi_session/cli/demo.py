@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
@@ -69,7 +70,9 @@ class Watch(HTTPAdapter):
         managers = [self.poolmanager, *self.proxy_manager.values()]
         pools = [manager.pools[key] for manager in managers for key in manager.pools.keys()]
         self.connections = sum(pool.num_connections for pool in pools)
-        self._tell(Exchange.of(response))
+        # Raised here, it would pass for the network's. Output that cannot be written fails again at the next line.
+        with suppress(OSError):
+            self._tell(Exchange.of(response))
         return response
 
 

@@ -7,18 +7,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import click
 import requests
 
 from ..error_body import raise_for_error, read_object
 from ..errors import ApiError
+from ..paging import page_count
 from ..redaction import printable
 from ..session import FinapiSession
-
-# finAPI's most.
-_PER_PAGE = "500"
 
 
 def pairs(given: Iterable[str], separator: str) -> list[tuple[str, str]]:
@@ -99,23 +96,13 @@ def show_all_pages(session: FinapiSession, url: str, params: list[tuple[str, str
 def _pages(
     session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]
 ) -> Iterator[requests.Response]:
-    """Answer with page after page, from the one that *url* or *params* asks for to the last; show how far it is."""
-    parts = urlsplit(url)
-    url, params = parts._replace(query="").geturl(), parse_qsl(parts.query, keep_blank_values=True) + params
-    wanted: dict[str, Any] = {"page": "1", "perPage": _PER_PAGE}
-    wanted.update({name: [value for other, value in params if other == name] for name, _ in params})
-    first = wanted.pop("page")[-1]
-    if not first.isascii() or not first.isdigit():
-        raise click.BadParameter("page must be a number")
-    page = last = int(first)
-    while page <= last:
-        response = call(session, "GET", url, params={**wanted, "page": page}, headers=headers)
-        paging = read_object(response).get("paging")
-        count = paging.get("pageCount") if isinstance(paging, dict) else None
-        last = count if isinstance(count, int) else page
-        _progress(page, last, response.ok)
-        yield response
-        page += 1
+    """Answer with page after page, and show how far it is; what cannot be sent is a ``UsageError``."""
+    try:
+        for page, response in enumerate(session.pages(url, params, headers=headers), 1):
+            _progress(page, page_count(response) or 1, response.ok)
+            yield response
+    except ValueError as error:
+        raise click.UsageError(f"this cannot be sent: {error}") from None
 
 
 def _progress(page: int, last: int, more: bool) -> None:

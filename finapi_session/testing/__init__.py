@@ -17,17 +17,20 @@ _HOMES = {"Call": "traffic", "Sandbox": "sandbox", "StoreContract": "contract"}
 _EXTRA = ("flask", "werkzeug", "trustme")
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        raise ImportError(f"{name} needs an extra: pip install 'finapi-session[sandbox]'") from error
-    globals()[name] = value
-    return value
+# Type checkers would take any name for one that it gives; they see those above.
+if not TYPE_CHECKING:  # pragma: no branch
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _EXTRA:
+                raise
+            raise ImportError(f"{name} needs an extra: pip install 'finapi-session[sandbox]'") from error
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

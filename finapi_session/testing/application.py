@@ -6,14 +6,16 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import demo_data
 from .authority import Authority, ErrorShape, Kind, Owner, Refusal, Settings, User
+from .books import Books
+from .catalogue import Catalogue, page
+from .filters import USERS, Listing
 
 View = Callable[..., Any]
 
@@ -22,17 +24,18 @@ REQUEST_ID = "finapi.request_id"
 _OAUTH_PATH = re.compile(r"(/api/v2)?/oauth/\w+")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _ANYONE: tuple[Kind, ...] = ("client", "user")
+_NO_QUERY = Listing({}, paged=False)
 
 
-def create_application(authority: Authority, settings: Settings) -> Flask:
-    """Return finAPI on *authority*'s tokens and users."""
+def create_application(authority: Authority, settings: Settings, books: Books) -> Flask:
+    """Return finAPI on *authority*'s tokens and users, and on what *books* have of the users."""
     application = Flask("finapi_session.testing", static_folder=None)
     application.json.sort_keys = False  # type: ignore[attr-defined]
     application.before_request(lambda: _check_request(settings))
     application.register_error_handler(Refusal, lambda refusal: _refused(refusal, settings.error_shape))
     application.register_error_handler(HTTPException, lambda error: _refused(_refusal(error), settings.error_shape))
     _Tokens(authority).route(application)
-    _Resources(authority, settings).route(application)
+    _Resources(authority, settings, books).route(application)
     return application
 
 
@@ -66,13 +69,15 @@ class _Tokens:
 class _Resources:
     """The calls that take a token; each is told whose it is."""
 
-    def __init__(self, authority: Authority, settings: Settings) -> None:
+    def __init__(self, authority: Authority, settings: Settings, books: Books) -> None:
         self._authority = authority
         self._settings = settings
+        self._books = books
 
     def route(self, application: Flask) -> None:
+        for path, kind, view, listing in Catalogue(self._books).routes():
+            self._add(application, "GET", path, _ANYONE if kind is None else (kind,), view, listing)
         routes: tuple[tuple[str, str, tuple[Kind, ...], View], ...] = (
-            ("GET", "banks", _ANYONE, self.banks),
             ("GET", "clientConfiguration", ("client",), self.client_configuration),
             ("POST", "users", ("client",), self.create_user),
             ("GET", "users", ("user",), self.own_user),
@@ -81,38 +86,38 @@ class _Resources:
             ("POST", "users/verify/<user_id>", ("client",), self.verify_user),
             ("POST", "users/requestPasswordChange", ("client",), self.request_password_change),
             ("POST", "users/executePasswordChange", ("client",), self.execute_password_change),
-            ("GET", "mandatorAdmin/getUserList", ("client",), self.list_users),
-            ("GET", "bankConnections", ("user",), self.bank_connections),
-            ("GET", "accounts", ("user",), self.accounts),
-            ("GET", "transactions", ("user",), self.transactions),
-            *((method, "tests/echo", _ANYONE, self.echo) for method in _METHODS),
-            *((method, "tests/redirect", _ANYONE, self.redirect) for method in _METHODS),
         )
         for method, path, kinds, view in routes:
-            rule = f"/api/v2/{path}"
-            guarded = self._guarded(kinds, view)
-            application.add_url_rule(
-                rule, f"{method} {rule}", guarded, methods=[method], provide_automatic_options=False
-            )
+            self._add(application, method, path, kinds, view, _NO_QUERY)
+        self._add(application, "GET", "mandatorAdmin/getUserList", ("client",), self.list_users, USERS)
+        for method in _METHODS:
+            self._add(application, method, "tests/echo", _ANYONE, self.echo, None)
+            self._add(application, method, "tests/redirect", _ANYONE, self.redirect, None)
 
-    def _guarded(self, kinds: tuple[Kind, ...], view: View) -> View:
+    def _add(
+        self,
+        application: Flask,
+        method: str,
+        path: str,
+        kinds: tuple[Kind, ...],
+        view: View,
+        listing: Listing | None,
+    ) -> None:
+        """Answer *path* to *kinds* of tokens. Of the query *listing* tells the parameters; ``None`` takes any."""
+        rule = f"/api/v2/{path}"
+        guarded = self._guarded(kinds, view, listing)
+        application.add_url_rule(rule, f"{method} {rule}", guarded, methods=[method], provide_automatic_options=False)
+
+    def _guarded(self, kinds: tuple[Kind, ...], view: View, listing: Listing | None) -> View:
         def guarded(**values: str) -> Any:
             owner = self._authority.check(bearer())
             if owner.kind not in kinds:
                 wanted = f"This call requires the access token of a {kinds[0]}, not of a {owner.kind}"
                 raise Refusal(403, "FORBIDDEN", wanted)
+            _check_query(listing)
             return view(owner, **values)
 
         return guarded
-
-    def banks(self, owner: Owner) -> Any:
-        wanted = request.args.get("search", "").lower().split()
-        found = [
-            bank
-            for bank in demo_data.banks()
-            if all(word in f"{bank['name']} {bank['blz']} {bank['bic']} {bank['city']}".lower() for word in wanted)
-        ]
-        return _page("banks", found)
 
     def client_configuration(self, owner: Owner) -> Any:
         settings = self._settings
@@ -146,11 +151,11 @@ class _Resources:
         return _user(self._authority.user(owner.user_id))
 
     def delete_own_user(self, owner: Owner) -> Any:
-        self._authority.remove_user(owner.user_id)
-        return {}
+        return self.delete_user(owner, owner.user_id or "")
 
     def delete_user(self, owner: Owner, user_id: str) -> Any:
         self._authority.remove_user(user_id)
+        self._books.forget(user_id)
         return {}
 
     def verify_user(self, owner: Owner, user_id: str) -> Any:
@@ -175,31 +180,7 @@ class _Resources:
             {"userId": user.id, "userEmail": user.email, "isDeleted": False, "isLocked": user.locked}
             for user in self._authority.users.values()
         ]
-        return _page("users", listed)
-
-    def bank_connections(self, owner: Owner) -> Any:
-        return {"connections": demo_data.bank_connections(owner.user_id or "")}
-
-    def accounts(self, owner: Owner) -> Any:
-        return {"accounts": demo_data.accounts(owner.user_id or "")}
-
-    def transactions(self, owner: Owner) -> Any:
-        ids = request.args.get("accountIds", "")
-        wanted, search = set(ids.split(",")), request.args.get("search", "").lower()
-        found = [
-            entry
-            for entry in demo_data.transactions(owner.user_id or "")
-            if (not ids or str(entry["accountId"]) in wanted)
-            and search in f"{entry['counterpartName']} {entry['purpose']}".lower()
-        ]
-        amounts = [round(entry["amount"] * 100) for entry in found]
-        income = sum(cents for cents in amounts if cents > 0)
-        sums = {
-            "income": income / 100,
-            "spending": (sum(amounts) - income) / 100,
-            "balance": sum(amounts) / 100,
-        }
-        return _page("transactions", found) | sums
+        return page("users", USERS, listed)
 
     def echo(self, owner: Owner) -> Any:
         body = request.get_data()
@@ -232,6 +213,14 @@ def _check_request(settings: Settings) -> None:
         raise Refusal(403, "access_denied", f"The client is bound to API version {settings.api_version}")
 
 
+def _check_query(listing: Listing | None) -> None:
+    known = set(request.args) if listing is None else listing.names
+    for name in request.args:
+        if name not in known:
+            takes = f"it takes {', '.join(sorted(known))}" if known else "it takes none"
+            raise Refusal(400, "BAD_REQUEST", f"Unknown parameter '{name}': {takes}")
+
+
 def _form() -> Mapping[str, str]:
     if request.query_string:
         raise Refusal(400, "invalid_request", "Parameters belong in the body, not in the query string")
@@ -262,20 +251,6 @@ def _user(user: User) -> dict[str, Any]:
         "phone": user.phone,
         "isAutoUpdateEnabled": user.auto_update,
     }
-
-
-def _page(name: str, records: Sequence[Any]) -> dict[str, Any]:
-    page, size = _number("page", 1), _number("perPage", 20)
-    if page < 1 or not 1 <= size <= 500:
-        raise Refusal(400, "BAD_REQUEST", "page counts from 1, perPage is 1 to 500")
-    pages = -(-len(records) // size)
-    paging = {"page": page, "perPage": size, "pageCount": pages, "totalCount": len(records)}
-    return {name: records[(page - 1) * size : page * size], "paging": paging}
-
-
-def _number(name: str, default: int) -> int:
-    given = request.args.get(name, str(default))
-    return int(given) if given.isascii() and given.isdigit() else 0
 
 
 def _refusal(error: HTTPException) -> Refusal:

@@ -17,13 +17,20 @@ ErrorShape = Literal["oauth", "api"]
 class Settings:
     """The client and its rules, as finAPI keeps them for each client; each may change at any time.
 
-    ``lifetime`` is that of access tokens in seconds, 0 for ever; ``refresh_lifetime`` that of refresh tokens,
-    ``None`` for ever. ``sticky=False`` gives a new token each time, ``kill_on_refresh=False`` lets the
-    old access token live on. ``rotate_refresh_tokens=True`` replaces the refresh token at each use,
-    ``"omit"`` keeps it and leaves it out of the answer. ``max_login_attempts`` bad passwords in a row lock a
-    user. ``auto_verify=False`` leaves new users to be verified. ``token_length`` is in characters.
-    ``api_version`` 1 or 2 binds the client: the other version's OAuth paths answer 403. ``error_shape`` is
-    that of errors on OAuth calls.
+    :param client_id: the client's id.
+    :param client_secret: its secret.
+    :param lifetime: that of access tokens in seconds, 0 for ever.
+    :param refresh_lifetime: that of refresh tokens in seconds, ``None`` for ever.
+    :param sticky: give the same token while it lives; ``False`` gives a new one each time.
+    :param kill_on_refresh: end the old access token at a refresh; ``False`` lets it live on.
+    :param rotate_refresh_tokens: ``True`` replaces the refresh token at each use, ``"omit"`` keeps it and leaves it
+        out of the answer.
+    :param detect_reuse: end the whole grant, its living tokens too, when a refresh token comes that rotation has spent.
+    :param max_login_attempts: so many bad passwords in a row lock a user.
+    :param auto_verify: ``False`` leaves new users to be verified.
+    :param token_length: in characters.
+    :param api_version: 1 or 2 binds the client: the other version's OAuth paths answer 403.
+    :param error_shape: that of errors on OAuth calls.
     """
 
     client_id: str = "sandbox-client"
@@ -33,6 +40,7 @@ class Settings:
     sticky: bool = True
     kill_on_refresh: bool = True
     rotate_refresh_tokens: bool | Literal["omit"] = False
+    detect_reuse: bool = False
     max_login_attempts: int = 3
     auto_verify: bool = True
     token_length: int = 64
@@ -99,6 +107,7 @@ class Authority:
         self._users: dict[str, User] = {}
         self._grants: defaultdict[Owner, list[Grant]] = defaultdict(list)
         self._holders: dict[str, Grant] = {}
+        self._spent: dict[str, Grant] = {}
 
     def clear(self) -> None:
         """Forget all users and tokens."""
@@ -106,6 +115,7 @@ class Authority:
             self._users.clear()
             self._grants.clear()
             self._holders.clear()
+            self._spent.clear()
 
     # The calls of finAPI's OAuth endpoints.
 
@@ -265,17 +275,14 @@ class Authority:
         if user.locked:
             raise Refusal(423, "locked", f"User {user.id} is locked: too many failed logins")
         if user.password != password:
-            self._count_failure(user)
+            user.failed_logins += 1
+            if user.failed_logins >= self._settings.max_login_attempts:
+                self.lock_user(user.id)
             raise Refusal(400, "invalid_grant", "Bad credentials")
         user.failed_logins = 0
         if not user.verified:
             raise Refusal(403, "access_denied", f"User {user.id} is not verified")
         return _owner_of(user)
-
-    def _count_failure(self, user: User) -> None:
-        user.failed_logins += 1
-        if user.failed_logins >= self._settings.max_login_attempts:
-            self.lock_user(user.id)
 
     def _sign_in(self, owner: Owner) -> dict[str, object]:
         now, grants = self._clock(), self._grants[owner]
@@ -284,11 +291,12 @@ class Authority:
         grant = grants[-1]
         if owner.kind == "user" and not (grant.refresh_token and _lives(grant.refresh_ends, now)):
             self._give_refresh_token(grant, now)
-        return self._answer(grant, grant.newest(now) or self._give_access_token(grant, now), now)
+        return _answer(grant, grant.newest(now) or self._give_access_token(grant, now), now)
 
     def _refresh(self, refresh_token: str) -> dict[str, object]:
         now, grant = self._clock(), self._holders.get(refresh_token)
         if grant is None or grant.refresh_token != refresh_token:
+            self._check_reuse(refresh_token)
             raise Refusal(400, "invalid_grant", f"Invalid refresh token: {refresh_token}")
         if not _lives(grant.refresh_ends, now):
             raise Refusal(401, "invalid_token", f"Invalid refresh token (expired): {refresh_token}")
@@ -296,18 +304,18 @@ class Authority:
             for token in list(grant.access):
                 self._forget(token)
         if self._settings.rotate_refresh_tokens is True:
+            self._spent[refresh_token] = grant
             self._give_refresh_token(grant, now)
-        answer = self._answer(grant, self._give_access_token(grant, now), now)
+        answer = _answer(grant, self._give_access_token(grant, now), now)
         if self._settings.rotate_refresh_tokens == "omit":
             del answer["refresh_token"]
         return answer
 
-    def _answer(self, grant: Grant, token: str, now: float) -> dict[str, object]:
-        ends = grant.access[token]
-        # Rounded first: (now + 60) - now may come out just below 60.
-        left = 0 if ends is None else int(round(ends - now, 6))
-        answer = {"access_token": token, "token_type": "bearer", "expires_in": left, "scope": "all"}
-        return answer | ({"refresh_token": grant.refresh_token} if grant.refresh_token else {})
+    def _check_reuse(self, refresh_token: str) -> None:
+        """End the grant whose spent refresh token comes again, if the client's rules say so (RFC 9700, 4.14.2)."""
+        grant = self._spent.get(refresh_token)
+        if grant is not None and self._settings.detect_reuse:
+            self._end(grant)
 
     def _give_access_token(self, grant: Grant, now: float) -> str:
         token = self._new_token(grant)
@@ -332,6 +340,7 @@ class Authority:
     def _end(self, grant: Grant) -> None:
         for token in (*grant.access, grant.refresh_token or ""):
             self._holders.pop(token, None)
+        self._spent = {token: of for token, of in self._spent.items() if of is not grant}
         self._grants[grant.owner].remove(grant)
 
     def _end_all(self, owner: Owner) -> None:
@@ -341,6 +350,14 @@ class Authority:
 
 def _lives(ends: float | None, now: float) -> bool:
     return ends is None or now < ends
+
+
+def _answer(grant: Grant, token: str, now: float) -> dict[str, object]:
+    ends = grant.access[token]
+    # Rounded first: (now + 60) - now may come out just below 60.
+    left = 0 if ends is None else int(round(ends - now, 6))
+    answer = {"access_token": token, "token_type": "bearer", "expires_in": left, "scope": "all"}
+    return answer | ({"refresh_token": grant.refresh_token} if grant.refresh_token else {})
 
 
 def _owner_of(user: User) -> Owner:

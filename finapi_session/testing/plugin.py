@@ -1,4 +1,4 @@
-"""A pytest plugin: a local finAPI for each test, and a session on it."""
+"""A pytest plugin: a local finAPI for each test, a session on it, and the variables that lead other code to it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from ..session import FinapiSession
     from .sandbox import Sandbox
+
+_READ = ("CLIENT_ID", "CLIENT_SECRET", "USERNAME", "PASSWORD", "ENVIRONMENT", "STORE")
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +30,27 @@ def finapi_sandbox(_finapi_sandbox_server: Sandbox) -> Sandbox:
 
 
 @pytest.fixture
-def finapi_session(finapi_sandbox: Sandbox) -> Iterator[FinapiSession]:
+def finapi_client(finapi_sandbox: Sandbox) -> Iterator[FinapiSession]:
     """A session on ``finapi_sandbox`` for its client; for users take ``finapi_sandbox.session(username)``."""
     with finapi_sandbox.session() as session:
         yield session
+
+
+@pytest.fixture
+def finapi_session(finapi_client: FinapiSession) -> FinapiSession:
+    """The same as ``finapi_client``, under the name that it had first. It hides the package's name in a test."""
+    return finapi_client
+
+
+@pytest.fixture
+def finapi_environ(finapi_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The variables that lead ``FinapiSession.from_env()`` to ``finapi_sandbox`` as its client, set for this test.
+
+    What the machine sets for finAPI is taken away. For a user, also set what ``finapi_sandbox.environ(username)`` has.
+    """
+    for name in _READ:
+        monkeypatch.delenv(f"FINAPI_{name}", raising=False)
+    variables = finapi_sandbox.environ()
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return variables

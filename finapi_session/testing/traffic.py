@@ -1,4 +1,4 @@
-"""What came in and what goes out next: records of calls, and answers planned ahead."""
+"""What came in and what goes out next: records of calls, answers planned ahead, and answers that stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Call:
 
     ``status`` is ``None`` where no answer was sent. ``kind`` and ``username`` tell who called, by the bearer
     or, on a token call, by the form; ``token`` is the bearer, or the token that was given; ``revoked`` is, on
-    a revoke call, whose token was named: ``"client"`` or the user's id.
+    a revoke call, whose token was named: ``"client"`` or the user's id. ``params`` is the query: a name that came
+    once has its text, else the list of texts. ``headers`` are looked up as HTTP does, in any case; ``json`` is the
+    body that was sent as JSON, ``None`` for any other. In these three, secrets read ``"[redacted]"``.
     """
 
     method: str
@@ -31,38 +33,49 @@ class Call:
     username: str | None = None
     token: str | None = None
     revoked: str | None = None
+    params: Mapping[str, str | list[str]] = field(default_factory=dict, hash=False)
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False, repr=False)
+    json: Any = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An answer planned ahead, for calls whose path ends with ``path`` and whose grant is ``grant_type``.
+    """An answer planned ahead, for calls whose path ends with ``path``, of this ``method`` and ``grant_type``.
 
     ``status`` ``None`` lets the call be judged as always; ``share`` of the body is sent, and ``breaks`` drops
-    the connection after it.
+    the connection after it. ``judged`` gives a status below 400 for a living access token only.
     """
 
     status: int | None
     body: bytes | None = None
+    name: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     path: str | None = None
+    method: str | None = None
     grant_type: str | None = None
     share: float = 1
     breaks: bool = False
+    judged: bool = False
 
     @classmethod
     def of(cls, answer: int | Mishap, body: object, headers: Mapping[str, str] | None, **match: Any) -> Plan:
         """Make a plan from what a test says; raises ``ValueError`` for an answer that does not exist."""
         if isinstance(answer, int) and 200 <= answer <= 599:
-            return cls(answer, _encoded(body), headers or {}, **match)
+            return cls(answer, _encoded(body), str(answer), headers or {}, **match)
         if answer not in _MISHAPS:
             raise ValueError(f"answer must be a status from 200 to 599 or one of {list(_MISHAPS)}, not {answer!r}")
         if body is not None or headers is not None:
             raise ValueError("body and headers go with a status")
-        return cls(**_MISHAPS[str(answer)], **match)
+        return cls(**_MISHAPS[str(answer)], name=str(answer), **match)
 
-    def fits(self, path: str, grant_type: str | None) -> bool:
+    def fits(self, call: Call) -> bool:
         """Tell whether this plan is for such a call."""
-        return path.endswith(self.path or "") and self.grant_type in (None, grant_type)
+        wanted = ((self.method, call.method), (self.grant_type, call.grant_type))
+        return call.path.endswith(self.path or "") and all(want in (None, value) for want, value in wanted)
+
+    def __str__(self) -> str:
+        grant = f", grant {self.grant_type}" if self.grant_type else ""
+        return f"{self.name} for {self.method or 'any call'} on {self.path or 'any path'}{grant}"
 
 
 _PAGE = b"<!DOCTYPE html><html><head><title>finAPI</title></head><body>Back soon.</body></html>"
@@ -78,12 +91,13 @@ _MISHAPS: dict[str, dict[str, Any]] = {
 
 
 class Traffic:
-    """Keeps both. Thread-safe."""
+    """Keeps them all. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._plans: list[Plan] = []
+        self._standing: list[Plan] = []
 
     @property
     def calls(self) -> list[Call]:
@@ -108,19 +122,32 @@ class Traffic:
         with self._lock:
             self._plans.extend([plan] * times)
 
-    def take(self, path: str, grant_type: str | None) -> Plan | None:
-        """Return the first plan that fits, once."""
+    def stand(self, plan: Plan) -> None:
+        """Add an answer for all calls that it fits, before those that stand already."""
         with self._lock:
-            found = next((plan for plan in self._plans if plan.fits(path, grant_type)), None)
+            self._standing.insert(0, plan)
+
+    @property
+    def planned(self) -> list[Plan]:
+        """The answers for the next calls that no call has asked for yet."""
+        with self._lock:
+            return list(self._plans)
+
+    def take(self, call: Call) -> Plan | None:
+        """Return the first plan that fits, once, else the newest standing one."""
+        with self._lock:
+            found = next((plan for plan in self._plans if plan.fits(call)), None)
             if found is not None:
                 self._plans.remove(found)
-            return found
+                return found
+            return next((plan for plan in self._standing if plan.fits(call)), None)
 
     def clear(self) -> None:
-        """Forget the calls and the plans."""
+        """Forget the calls and all answers."""
         with self._lock:
             self._calls.clear()
             self._plans.clear()
+            self._standing.clear()
 
 
 def _encoded(body: object) -> bytes | None:

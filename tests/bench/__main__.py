@@ -1,4 +1,4 @@
-"""The command: measure, print one table, and write the README's and the picture if asked to."""
+"""The command: measure, print one table, and write that of the docs and the picture if asked to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .picture import draw
 from .rows import Peers, Row, all_rows, around_a_renewal
 from .servers import serving
 
-_README = Path(__file__).resolve().parents[2] / "README.rst"
+_PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.rst"
 _START, _END = ".. bench-table-start", ".. bench-table-end"
 #: A lone hyphen would start a list.
 _NONE = "\\-"
@@ -49,8 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute, with rougher figures")
-    parser.add_argument("--readme", action="store_true", help="print the README's table instead")
-    parser.add_argument("--write", action="store_true", help="put that table into README.rst, between its marks")
+    parser.add_argument("--readme", action="store_true", help="print the table of the docs instead")
+    parser.add_argument(
+        "--write", action="store_true", help="put that table into docs/benchmarks.rst, between its marks"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture of a renewal")
     return parser
 
@@ -99,13 +101,13 @@ def _rst(rows: list[Row], peers: list[type[Peer]], ending: Iterable[str]) -> str
 
 
 def _write(table: str) -> None:
-    """Put *table* between the marks of the README; raises ``ValueError`` if they are not there."""
-    text = _README.read_text(encoding="utf-8")
+    """Put *table* between the marks of the page; raises ``ValueError`` if they are not there."""
+    text = _PAGE.read_text(encoding="utf-8")
     if _START not in text or _END not in text:
-        raise ValueError(f"README.rst has no {_START} and {_END}")
+        raise ValueError(f"docs/benchmarks.rst has no {_START} and {_END}")
     before, _, rest = text.partition(_START)
     _, _, after = rest.partition(_END)
-    _README.write_text(f"{before}{_START}\n\n{table}\n\n{_END}{after}", encoding="utf-8")
+    _PAGE.write_text(f"{before}{_START}\n\n{table}\n\n{_END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The programs that the README shows under "Frameworks", whole. ``test_examples.py`` runs them."""
+"""The programs that the how-to pages of the docs show, whole. ``test_examples.py`` runs them."""
