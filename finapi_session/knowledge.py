@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -215,7 +215,7 @@ class Knowledge:
 
     def _bounded(self) -> Knowledge:
         """Drop what is dead, then what goes first."""
-        grants = tuple(grant for grant in self.grants if self.accepts(grant) or self.renews(grant))[:MOST_GRANTS]
+        grants = tuple(self._living())[:MOST_GRANTS]
         rejections, refusals = self.rejections, self.refusals
         if len(rejections) > MOST_REJECTIONS:
             # Those of a grant that is kept for its other token stay with it.
@@ -226,6 +226,16 @@ class Knowledge:
         if len(refusals) > MOST_REFUSALS:
             refusals = dict(heapq.nlargest(MOST_REFUSALS, refusals.items(), key=lambda item: (*item[1].rank, item[0])))
         return Knowledge(grants, rejections, refusals)
+
+    def _living(self) -> Iterator[Grant]:
+        """Yield the grants that are of use: each refresh token with its newest access token only."""
+        renewing: set[str | None] = set()
+        for grant in self.grants:
+            renews = self.renews(grant) and grant.refresh_id not in renewing
+            if renews:
+                renewing.add(grant.refresh_id)
+            if renews or self.accepts(grant):
+                yield grant
 
     def accepts(self, grant: Grant) -> bool:
         """Tell whether nobody has heard that the access token of *grant* is dead, whatever its expiry."""
