@@ -64,10 +64,14 @@ PROXIES = (
 VERIFY = (None, True, False, "/my/ca.pem")
 CERT = (None, "/my/client.pem", ("/my/client.pem", "/my/client.key"))
 
+USUAL = ("UNRELATED", "HTTPS_PROXY", "no_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+names = st.one_of(st.sampled_from(USUAL), st.sampled_from(NAMES))
+values = st.one_of(st.just("http://proxy.example:3128"), st.sampled_from(VALUES))
 changes = st.one_of(
-    st.tuples(st.just("set"), st.sampled_from(NAMES), st.sampled_from(VALUES)),
-    st.tuples(st.just("delete"), st.sampled_from(NAMES)),
-    st.tuples(st.just("rename"), st.sampled_from(NAMES), st.sampled_from(NAMES)),
+    st.tuples(st.just("set"), names, values),
+    st.tuples(st.just("delete"), names),
+    st.tuples(st.just("rename"), names, names),
     st.tuples(st.just("proxies"), st.sampled_from(PROXIES)),
     st.tuples(st.just("verify"), st.sampled_from(VERIFY)),
     st.tuples(st.just("cert"), st.sampled_from(CERT)),
@@ -75,7 +79,7 @@ changes = st.one_of(
     st.tuples(st.just("trust_env"), st.booleans()),
 )
 calls = st.tuples(
-    st.sampled_from(URLS),
+    st.one_of(st.just(URL), st.sampled_from(URLS)),
     st.sampled_from(PROXIES),
     st.sampled_from((None, True, False)),
     st.sampled_from(VERIFY),
@@ -132,6 +136,20 @@ def test_settings_are_those_of_requests_whatever_changes(steps: list[tuple[Any, 
             change(what, tuple(values), ours, plain)
             assert same(ours, plain, *call)
             assert same(ours, plain, URL, {}, None, None, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_variable_counts_from_the_next_call_on(name: str, ours: FinapiSession) -> None:
+    """A variable that takes another's place, so that there are as many as before, counts at once; so does its end."""
+    plain = requests.Session()
+    os.environ["UNRELATED"] = "http://proxy.example:3128"
+    for verify in (None, True, False):
+        assert same(ours, plain, URL, {}, None, verify, None)
+    for step in (("rename", "UNRELATED", name), ("set", name, ""), ("rename", name, "UNRELATED")):
+        change(step[0], step[1:])
+        for verify in (None, True, False):
+            assert same(ours, plain, URL, {}, None, verify, None)
+    del os.environ["UNRELATED"]
 
 
 def test_threads_see_what_the_environment_holds_now(ours: FinapiSession) -> None:
