@@ -83,6 +83,11 @@ class TokenSource:
         source.identity = replace(self.identity, password=None)
         return source
 
+    def fresh(self) -> Token | None:
+        """Return the token in use while nobody need think about it, else ``None``; it waits for nothing and nobody."""
+        held = self._held
+        return held.token if held is not None and time.time() < held.fresh_until else None
+
     def token(self, *, patient: bool = True) -> Token:
         """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`.
 
