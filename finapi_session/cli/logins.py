@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..environment import Environment
 from ..identity import Credentials, folded, label
-from ..record import NOTHING, Record
 from ..stores.protocol import TokenStore
+
+if TYPE_CHECKING:
+    from ..environment import Environment
+    from ..record import Record
 
 _INDEX = "finapi-session command line: identities"
 _SERVICE = "finapi_session.client"
@@ -50,6 +52,8 @@ class Login:
     @property
     def environment(self) -> Environment:
         """Where it was logged in, without the origins that only API calls go to."""
+        from ..environment import Environment
+
         return Environment(self.base_url, self.oauth_path)
 
     def __str__(self) -> str:
@@ -85,6 +89,8 @@ class Logins:
 
     def record(self, login: Login) -> Record:
         """Return what the store keeps of *login*."""
+        from ..record import NOTHING, Record
+
         with self._storing():
             text = self._store.get(login.key)
         try:
