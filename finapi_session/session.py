@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -31,6 +30,7 @@ from .events import Journal, Listener
 from .fallback import Fallback
 from .identity import Identity, Secret
 from .paging import answers
+from .settings import merged
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -49,8 +49,10 @@ _Session = TypeVar("_Session", bound="FinapiSession")
 
 
 def new_request_id() -> str:
-    """Return a new unique request id."""
-    return str(uuid.uuid4())
+    """Return a new unique request id: a random UUID (RFC 9562, version 4), of fresh random bits in every process."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 class FinapiSession(requests.Session):
@@ -232,7 +234,7 @@ class FinapiSession(requests.Session):
         """Merge as requests does, but let an explicit ``session.verify`` beat ``REQUESTS_CA_BUNDLE``."""
         if verify is None and self.verify is not True:
             verify = self.verify
-        return super().merge_environment_settings(url, proxies, stream, verify, cert)
+        return merged(super().merge_environment_settings, url, proxies, stream, verify, cert)
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Let the token go along with a redirect to trusted origins only; netrc never takes its place."""
@@ -385,6 +387,8 @@ def _listener(given: Listener | None) -> Listener | None:
 def _request_ids(given: str | Callable[[], str]) -> Callable[[], str]:
     if isinstance(given, str):
         return partial(str, _check_request_id(given))
+    if given is new_request_id:
+        return new_request_id
     if not callable(given):
         raise TypeError(f"request_id must be text or a callable that returns it, not {type(given).__name__}")
     return partial(_ask_for_request_id, given)
@@ -395,9 +399,11 @@ def _ask_for_request_id(make: Callable[[], str]) -> str:
 
 
 def _check_headers(headers: Mapping[str, str | bytes | None]) -> None:
-    for name, value in headers.items():
-        if isinstance(value, (str, bytes)) and name.lower() == "x-request-id":
-            _check_request_id(value.decode("latin-1") if isinstance(value, bytes) else value)
+    for name in headers:
+        if len(name) == len("x-request-id") and name.lower() == "x-request-id":
+            value = headers[name]
+            if isinstance(value, (str, bytes)):
+                _check_request_id(value.decode("latin-1") if isinstance(value, bytes) else value)
 
 
 def _check_request_id(request_id: object) -> str:

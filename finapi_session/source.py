@@ -87,9 +87,9 @@ class TokenSource:
 
         What is transient is tried again if *patient*.
         """
-        held, cell = self._held, self._cell
-        if held is not None and cell is not None and held.known is cell.knowledge and time.time() < held.fresh_until:
-            return held.token
+        fresh = self.fresh()
+        if fresh is not None:
+            return fresh
         held = self._look()
         if held is not None and time.time() >= held.fresh_until:
             self._renew_early(held)
@@ -97,6 +97,13 @@ class TokenSource:
         token = self._in_turn(patient=patient) if held is None else held.token
         assert token is not None
         return token
+
+    def fresh(self) -> Token | None:
+        """Return the token in use while nobody need think about it, else ``None``; it waits for nothing and nobody."""
+        held, cell = self._held, self._cell
+        if held is not None and cell is not None and held.known is cell.knowledge and time.time() < held.fresh_until:
+            return held.token
+        return None
 
     def renew(self, rejected: Bearer) -> Token | None:
         """Return another token than the one that the API *rejected*, or ``None`` if finAPI has no better one.

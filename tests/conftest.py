@@ -85,9 +85,13 @@ def authority(loopback: Loopback) -> Authority:
     return Authority(loopback)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """See to it that every test has a sentence that says what it proves."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """See to it that every test has a sentence that says what it proves, and that a file's tests share a worker."""
     for item in items:
+        if config.pluginmanager.hasplugin("xdist"):
+            # One foreign server for a run, not one for each worker; one sandbox for a file.
+            group = "foreign" if "foreign" in item.path.parts else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
         function = getattr(item, "function", None)
         if function is not None and function.__name__.startswith("test_") and not function.__doc__:
             raise pytest.UsageError(f"{item.nodeid} has no sentence that says what it proves")

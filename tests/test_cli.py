@@ -1111,3 +1111,19 @@ def test_users_are_told_apart_as_finapi_does() -> None:
     one, same, other = (Login.of(client, name, SANDBOX) for name in ("ÄnnA", "ÄNNa", "änna"))
     assert one == same and one.key == same.key
     assert one != other and one.key != other.key
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], [], ["--version"]])
+def test_help_needs_no_requests(arguments: list[str]) -> None:
+    """Help and version come without the libraries that calls need: most of what a start would cost."""
+    code = (
+        f"import sys; sys.argv[1:] = {arguments!r}\n"
+        "from finapi_session.cli.__main__ import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as ending:\n"
+        "    heavy = {'requests', 'urllib3', 'oauthlib', 'finapi_session.session'} & set(sys.modules)\n"
+        "    print(ending.code, sorted(heavy))"
+    )
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE).stdout
+    assert told.endswith("\n0 []\n") and "finapi-session" in told

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -150,11 +151,16 @@ def test_fastapi(sandbox: Sandbox, environ: dict[str, str], monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     program = run_path(str(EXAMPLES / "fastapi_app.py"))
 
+    async def serve(app: Any, state: Any, scope: Any, *rest: Any) -> None:
+        await app({**scope, "state": dict(state)}, *rest)  # as a server does it
+
     async def crowd() -> list[Any]:
-        transport = httpx.ASGITransport(program["app"])
-        async with httpx.AsyncClient(transport=transport, base_url="http://site") as site:
-            asking = (site.get("/accounts", headers={"X-User": "alice"}, timeout=PATIENCE) for _ in range(10))
-            return await asyncio.gather(*asking)
+        app = program["app"]
+        async with app.router.lifespan_context(app) as state:
+            with_state = partial(serve, app, state)
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(with_state), base_url="http://site") as site:
+                asking = (site.get("/accounts", headers={"X-User": "alice"}, timeout=PATIENCE) for _ in range(10))
+                return await asyncio.gather(*asking)
 
     sandbox.latency = {"/accounts": 0.5}
     with program["client"]:

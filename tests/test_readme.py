@@ -229,6 +229,17 @@ def test_ten_lines_that_work(run: Run, finapi: Sandbox, capsys: pytest.CaptureFi
     assert len([line for line in blocks("README", "Ten lines on finAPI")[0].code.split("\n") if line.strip()]) <= 10
 
 
+def test_async(run: Run, finapi: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's accounts come over httpx, for which one token is fetched, and given back at the end."""
+    monkeypatch.setenv("FINAPI_ENVIRONMENT", finapi.base_url)
+    monkeypatch.setenv("FINAPI_USERNAME", finapi.username)
+    monkeypatch.setenv("FINAPI_PASSWORD", "her-password")
+    monkeypatch.setenv("SSL_CERT_FILE", finapi.ca_bundle)  # where httpx looks
+    assert len(run("Async")["accounts"]) == 3
+    assert finapi.count("/oauth/token", username=finapi.username) == 1
+    assert finapi.count("/oauth/revoke", status=200) >= 1
+
+
 def test_environments(run: Run) -> None:
     """The three ways to name an environment give the one that was meant."""
     namespace = run("reference/environments", "Environments and API versions")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -320,3 +321,25 @@ def test_a_fork_gets_connections_of_its_own(sandbox: Sandbox) -> None:
         os.close(reader)
         os.close(writer)
     assert sandbox.connections == 2
+
+
+def test_an_adapter_that_is_mounted_keeps_as_many_connections_as_there_are_threads(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """24 threads on a pool of 24 open 24 connections at most, token calls included, and urllib3 warns of nothing."""
+    gate, size = threading.Barrier(24), 24
+    sandbox.latency = {"/banks": 0.2}
+    with sandbox.session(revoke_on_close=False) as session:
+        session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=size))
+
+        def work() -> None:
+            gate.wait()
+            for _ in range(2):
+                assert session.user("alice", "her-password").get("/api/v2/banks").status_code
+
+        threads = [threading.Thread(target=work) for _ in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sandbox.connections <= size and "Connection pool is full" not in caplog.text

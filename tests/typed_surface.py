@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ContextManager
 
+import httpx
 import pytest
 import requests
 from urllib3.util import Retry
@@ -46,6 +47,7 @@ from finapi_session import (
     open_store,
     raise_for_error,
 )
+from finapi_session.httpx import FinapiAuth
 from finapi_session.testing import Call, Sandbox, StoreContract
 
 if TYPE_CHECKING:
@@ -231,6 +233,15 @@ def stores(redis: Redis, engine: Engine) -> list[TokenStore]:
 def elsewhere(auth: BearerAuth) -> requests.Response:
     """Use the auth with plain requests."""
     return requests.get(f"{SANDBOX.base_url}/api/v2/accounts", auth=auth, timeout=10)
+
+
+async def over_httpx(session: FinapiSession) -> tuple[httpx.Response, httpx.Response]:
+    """Use the auth with httpx."""
+    auth: httpx.Auth = FinapiAuth(session)
+    with httpx.Client(auth=auth, base_url=session.environment.base_url) as client:
+        sent = client.get("/api/v2/accounts")
+    async with httpx.AsyncClient(auth=auth) as asynchronous:
+        return sent, await asynchronous.get("/api/v2/accounts", auth=FinapiAuth(session))
 
 
 def local_finapi() -> list[Call]:

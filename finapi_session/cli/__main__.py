@@ -4,20 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import requests
-
-from ..errors import (
-    AccessDeniedError,
-    FinapiError,
-    InvalidClientError,
-    InvalidGrantError,
-    LoginRequiredError,
-    RevocationError,
-    TokenEndpointError,
-    TokenError,
-)
+if TYPE_CHECKING:
+    from ..errors import FinapiError
 
 #: Exit codes, as ``--help`` tells them. 141 and 130 are what shells give for SIGPIPE and SIGINT.
 API_ERROR, USAGE, LOGIN, UNREACHABLE, STORAGE, BUG, INTERRUPTED, CLOSED = 1, 2, 3, 4, 5, 70, 130, 141
@@ -32,13 +22,13 @@ _EXTRAS = {
     "trustme": "sandbox",
 }
 #: What to do next on the command line, in place of what the library tells programmers.
-_ADVICE: dict[type[FinapiError], str] = {
-    InvalidClientError: "Check the client's id and secret, and that they belong to this --environment.",
-    InvalidGrantError: "Correct user or password; unless --store is memory, this one waits for 'logout --user ...'.",
-    AccessDeniedError: "Verify the user, or choose the --environment of your API version (sandbox-v2).",
-    LoginRequiredError: "Run 'finapi-session login', or set the variables that --help names.",
-    RevocationError: "It may still be valid: try again.",
-    TokenEndpointError: "Check --environment, network, proxies and REQUESTS_CA_BUNDLE, or try later.",
+_ADVICE = {
+    "InvalidClientError": "Check the client's id and secret, and that they belong to this --environment.",
+    "InvalidGrantError": "Correct user or password; unless --store is memory, this one waits for 'logout --user ...'.",
+    "AccessDeniedError": "Verify the user, or choose the --environment of your API version (sandbox-v2).",
+    "LoginRequiredError": "Run 'finapi-session login', or set the variables that --help names.",
+    "RevocationError": "It may still be valid: try again.",
+    "TokenEndpointError": "Check --environment, network, proxies and REQUESTS_CA_BUNDLE, or try later.",
 }
 
 
@@ -88,10 +78,14 @@ def _run() -> int:
 
 def _explained(error: Exception) -> tuple[int, str]:
     """Return the exit code for *error*, and the line that says what to do."""
+    import requests
+
+    from ..errors import FinapiError
+
     if isinstance(error, FinapiError):
         return _code(error), _advised(error)
     if isinstance(error, requests.RequestException):
-        return UNREACHABLE, f"finAPI did not answer ({type(error).__name__}). {_ADVICE[TokenEndpointError]}"
+        return UNREACHABLE, f"finAPI did not answer ({type(error).__name__}). {_ADVICE["TokenEndpointError"]}"
     if isinstance(error, ImportError):
         return USAGE, _missing(error)
     if isinstance(error, OSError):
@@ -106,6 +100,8 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 
 def _code(error: FinapiError) -> int:
+    from ..errors import RevocationError, TokenEndpointError, TokenError
+
     passing = isinstance(error, RevocationError) and (error.status is None or error.status >= 429)
     if passing or isinstance(error, TokenEndpointError):
         return UNREACHABLE
@@ -113,7 +109,7 @@ def _code(error: FinapiError) -> int:
 
 
 def _advised(error: FinapiError) -> str:
-    text, advice = str(error), _ADVICE.get(type(error))
+    text, advice = str(error), _ADVICE.get(type(error).__name__)
     # Advice that is this error's own fits better.
     if advice is None or error.advice != type(error).advice:
         return text

@@ -13,23 +13,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from .. import __version__
-from ..authorization import AuthorizationApi
-from ..environment import Environment
-from ..errors import FinapiError, LoginRequiredError
-from ..events import TokenEvent
 from ..identity import folded
-from ..session import FinapiSession
 from ..stores.opening import POSSIBLE, open_store
 from ..stores.protocol import TokenStore
 from ..tokens import LONGEST_TOKEN, Token
-from . import output
 from .logins import Client, Login, Logins, StorageError, forget_client, keep_client, kept_client
+
+# What needs requests is imported where it is used: --help and completion need none of it.
+if TYPE_CHECKING:
+    from ..environment import Environment
+    from ..events import TokenEvent
+    from ..session import FinapiSession
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -84,6 +84,8 @@ class Settings:
 
         Raises :class:`LoginRequiredError` if there is none, or none called *client_id*.
         """
+        from ..errors import LoginRequiredError
+
         given = Client(os.environ.get("FINAPI_CLIENT_ID", ""), os.environ.get("FINAPI_CLIENT_SECRET", ""))
         if environment == self.environment and all(given) and client_id in (None, given.client_id):
             return given
@@ -98,6 +100,8 @@ class Settings:
         self, client: Client, username: str | None, password: str | None = None, **options: Any
     ) -> FinapiSession:
         """Return a session on the store. Closing it revokes nothing: other processes have the same tokens."""
+        from ..session import FinapiSession
+
         options = {"environment": self.environment, **options}
         try:
             return FinapiSession(
@@ -139,6 +143,8 @@ def _opened(text: str) -> TokenStore:
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> Environment:
+    from ..environment import Environment
+
     try:
         return Environment.named(name)
     except ValueError as error:
@@ -291,6 +297,8 @@ def request(
     The body goes to standard output: readable on a terminal, as it came into a pipe. Status and request id
     go to standard error. The exit code is 0 only for an answer of 2xx.
     """
+    from . import output
+
     method, body = method.upper(), output.read_body(data)
     query, sent = output.pairs(params, "="), dict(output.pairs(headers, ":"))
     if not settings.environment.trusts(settings.environment.absolute(path)):
@@ -362,6 +370,8 @@ def logout(settings: Settings, user: str | None, client: bool, everybody: bool) 
 
 def _log_out_all(settings: Settings) -> None:
     """Log everybody out, whoever cannot be; raise the first error at the end."""
+    from ..errors import FinapiError
+
     failures: list[Exception] = []
     # Users first: revoking takes the client's token, and may list the client anew.
     for of_users in (True, False):
@@ -408,6 +418,8 @@ def revoke(settings: Settings, hint: str | None) -> None:
 
     With --hint access_token that token alone; with --hint refresh_token, and without a hint, all of its grant.
     """
+    from ..authorization import AuthorizationApi
+
     if sys.stdin is None:
         raise click.UsageError("give the token on standard input")
     environment = settings.environment
@@ -490,6 +502,8 @@ def _warn(event: TokenEvent) -> None:
 
 
 def _name(environment: Environment) -> str:
+    from ..environment import Environment
+
     at = environment.token_url
     return next((name for name in _NAMES if Environment.named(name).token_url == at), environment.base_url)
 

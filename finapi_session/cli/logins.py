@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..cell import refusals_key, unverified
-from ..environment import Environment
 from ..identity import Credentials, folded, label
 from ..stores.protocol import TokenStore
 from ..tokens import Token
+
+if TYPE_CHECKING:
+    from ..environment import Environment
 
 _INDEX = "finapi-session command line: identities"
 _SERVICE = "finapi_session.client"
@@ -51,6 +52,8 @@ class Login:
     @property
     def environment(self) -> Environment:
         """Where it was logged in, without the origins that only API calls go to."""
+        from ..environment import Environment
+
         return Environment(self.base_url, self.oauth_path)
 
     def __str__(self) -> str:
@@ -82,11 +85,15 @@ class Logins:
         """List *login* no longer, and keep no token of it."""
         with self._storing(), self._store.lock(_INDEX):
             self._write([other for other in self._listed() if other != login])
+            from ..cell import refusals_key
+
             self._store.delete(login.key)
             self._store.delete(refusals_key(login.key))
 
     def token(self, login: Login) -> Token | None:
         """Return the token that the store keeps of *login*, the newest one."""
+        from ..cell import unverified
+
         with self._storing():
             text = self._store.get(login.key)
         with suppress(ValueError):

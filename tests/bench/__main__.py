@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-from .peers import PEERS, Authlib, GoogleAuth, Ours, Peer, Plain, RequestsOauthlib
+from .peers import PEERS, Authlib, GoogleAuth, GoogleAuthInBackground, Least, Ours, Peer, Plain, RequestsOauthlib
 from .picture import draw
 from .rows import Peers, Row, all_rows, around_a_renewal
 from .servers import serving
@@ -21,7 +21,7 @@ _PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.rst"
 _START, _END = ".. bench-table-start", ".. bench-table-end"
 #: A lone hyphen would start a list.
 _NONE = "\\-"
-_SHORT = (Ours, Plain, RequestsOauthlib, Authlib, GoogleAuth)
+_SHORT = (Ours, Plain, Least, RequestsOauthlib, Authlib, GoogleAuth)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{time.monotonic() - started:4.0f} s  {row.title}", file=sys.stderr)
             rows.append(row)
         if options.svg:
-            shown = [peer for peer in (Ours, Authlib, GoogleAuth) if peer in peers]
+            shown = [peer for peer in (Ours, Authlib, GoogleAuth, GoogleAuthInBackground) if peer.available()]
             options.svg.write_text(draw({p.name: around_a_renewal(p, remote) for p in shown}), encoding="utf-8")
     ending = _ending(peers, options.quick)
     brief = _rst([row for row in rows if row.brief], [peer for peer in peers if peer in _SHORT], ending)
@@ -77,10 +77,10 @@ def _plain(rows: list[Row], peers: Peers, ending: Iterable[str]) -> str:
     """Return the table as text: a block for each row is easier to read than seven columns of sentences."""
     notes = _notes(rows)
     lines = []
-    wide = max(len(peer.name) for peer in peers)
     for row in rows:
         lines.append(f"{row.title} [{notes[row.note]}]" if row.note else row.title)
-        lines += [f"    {peer.name:{wide}}  {row.cells.get(peer.name, '-')}" for peer in peers]
+        names = dict.fromkeys([*(peer.name for peer in peers), *row.cells])
+        lines += [f"    {name:{max(map(len, names))}}  {row.cells.get(name, '-')}" for name in names]
     lines += ["", *(f"[{number}] {note}" for note, number in notes.items()), "", *ending]
     return "\n".join(lines)
 
@@ -91,13 +91,15 @@ def _notes(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def _rst(rows: list[Row], peers: list[type[Peer]], ending: Iterable[str]) -> str:
-    """Return the table as reStructuredText."""
+    """Return the table as reStructuredText, with its notes beneath."""
+    notes = _notes(rows)
     lines = [".. list-table::", "   :header-rows: 1", "", "   * -"]
     lines += [f"     - {peer.name}" for peer in peers]
     for row in rows:
-        lines.append(f"   * - {row.title}")
+        lines.append(f"   * - {row.title}" + (f" ({notes[row.note]})" if row.note else ""))
         lines += [f"     - {row.cells.get(peer.name, _NONE)}" for peer in peers]
-    return "\n".join([*lines, "", *ending])
+    beneath = [f"({number}) {note[0].upper()}{note[1:]}." for note, number in notes.items()]
+    return "\n".join([*lines, "", *beneath, "", *ending])
 
 
 def _write(table: str) -> None:

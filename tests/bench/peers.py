@@ -105,6 +105,25 @@ class Plain(Peer):
         return requests.Session()
 
 
+class Least(Plain):
+    """requests with five lines of ``AuthBase``: the least that sets a token."""
+
+    name, distribution, imports = "AuthBase", "requests", "import requests"
+
+    def __init__(self, place: Place, token: _Token | None = None) -> None:
+        super().__init__(place, token)
+        self.session.auth = _Header(self.session.headers.pop("Authorization"))
+
+
+class _Header(requests.auth.AuthBase):
+    def __init__(self, header: str) -> None:
+        self.header = header
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self.header
+        return request
+
+
 class RequestsOauthlib(Peer):
     """requests-oauthlib, "Backend Application Flow": a token is fetched by hand, again once expired."""
 
@@ -218,6 +237,16 @@ class GoogleAuth(Peer):
         return AuthorizedSession(_google_credentials(""))
 
 
+class GoogleAuthInBackground(GoogleAuth):
+    """The same with its documented option: what is about to expire is renewed in a thread."""
+
+    name = "google-auth, non-blocking"
+
+    def __init__(self, place: Place, token: _Token | None = None) -> None:
+        super().__init__(place, token)
+        self._credentials.with_non_blocking_refresh()
+
+
 class Msal(Peer):
     """msal gives tokens out of its cache, and the caller puts each into a header."""
 
@@ -272,6 +301,7 @@ def _google_credentials(token_url: str) -> Any:
 PEERS: tuple[type[Peer], ...] = (
     Ours,
     Plain,
+    Least,
     RequestsOauthlib,
     Authlib,
     RequestsOauth2client,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
+from unittest import mock
 
-from .peers import Ours, Peer, Plain, RequestsOauthlib
+from .peers import GoogleAuth, GoogleAuthInBackground, Least, Ours, Peer, Plain, RequestsOauthlib
 from .servers import Offline, Place, Remote
 
 PATH = "/api/v2/banks"
@@ -29,7 +31,7 @@ THREADS = 32
 LATENCY = 0.2
 RENEWAL = 1.0
 _LEAST_ROUNDS = 10
-_OURS, _PLAIN = Ours.name, Plain.name
+_OURS, _PLAIN, _LEAST = Ours.name, Plain.name, Least.name
 
 Peers = Sequence[type[Peer]]
 
@@ -46,14 +48,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long something takes beside something else: seconds, the ratio, and how far it strayed."""
+    """How long something takes beside something else: seconds, the ratio, and the quartiles of the rounds' ratios."""
 
     seconds: float
     ratio: float
-    spread: float
+    quartiles: tuple[float, float]
 
     def __str__(self) -> str:
-        return f"{self.ratio:.2f} ±{self.spread:.2f} ({_time(self.seconds)})"
+        low, high = self.quartiles
+        return f"{self.ratio:.2f} [{low:.2f}, {high:.2f}] ({_time(self.seconds)})"
 
 
 @dataclass
@@ -99,8 +102,8 @@ def _time(seconds: float) -> str:
 def in_turns(calls: Mapping[str, Callable[[], object]], base: str, seconds: float, batch: int) -> dict[str, Ratio]:
     """Time *calls*, *batch* at a time in turns for *seconds*, and compare each with *base*.
 
-    Other work on the machine only ever adds time, so of each fifth of the rounds the fast end (the fifth
-    percentile) is taken; the spread is half the range of the five ratios.
+    Each round has an order of its own. Other work on the machine only ever adds time, so the fast end of the rounds
+    (the fifth percentile) is taken; the quartiles are those of the ratios within a round.
     """
     times = _times(calls, seconds, batch)
     return {name: _compare(times[name], times[base]) for name in calls}
@@ -110,24 +113,30 @@ def _times(calls: Mapping[str, Callable[[], object]], seconds: float, batch: int
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
+    order, shuffle = list(calls), random.Random(0).shuffle
     gc.collect()
     gc.disable()
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end or len(times[next(iter(times))]) < _LEAST_ROUNDS:
-            for name, call in calls.items():
-                started = time.perf_counter()
-                for _ in range(batch):
-                    call()
-                times[name].append((time.perf_counter() - started) / batch)
+        while time.monotonic() < end or len(times[order[0]]) < _LEAST_ROUNDS:
+            shuffle(order)
+            for name in order:
+                times[name].append(_one_batch(calls[name], batch))
     finally:
         gc.enable()
     return times
 
 
+def _one_batch(call: Callable[[], object], batch: int) -> float:
+    started = time.perf_counter()
+    for _ in range(batch):
+        call()
+    return (time.perf_counter() - started) / batch
+
+
 def _compare(times: list[float], base: list[float]) -> Ratio:
-    ratios = [_fast(times[part::5]) / _fast(base[part::5]) for part in range(5)]
-    return Ratio(_fast(times), _fast(times) / _fast(base), (max(ratios) - min(ratios)) / 2)
+    low, _, high = quantiles([one / other for one, other in zip(times, base)])
+    return Ratio(_fast(times), _fast(times) / _fast(base), (low, high))
 
 
 def _fast(times: Iterable[float]) -> float:
@@ -135,11 +144,42 @@ def _fast(times: Iterable[float]) -> float:
     return ordered[len(ordered) // 20]
 
 
-def call_offline(peers: Peers, seconds: float) -> dict[str, Ratio]:
-    """Time a call with a fresh token and no network, beside plain requests with the header set by hand."""
+def call_offline(
+    peers: Peers, seconds: float, base: str = _PLAIN, *, variables: int = 0, trust_env: bool = True
+) -> dict[str, Ratio]:
+    """Time a call with a fresh token and no network, beside *base*, where there are *variables* and more.
+
+    *base* is plain requests with the header set by hand, which looks for a netrc at each call, or the least auth that
+    sets a header.
+    """
     place = Place(adapter=Offline())
     clients = {peer.name: peer(place) for peer in peers}
-    return in_turns({name: partial(c.get, place.origin + PATH) for name, c in clients.items()}, _PLAIN, seconds, 10)
+    for client in clients.values():
+        client.session.trust_env = trust_env
+    calls = {name: partial(client.get, place.origin + PATH) for name, client in clients.items()}
+    more = {f"BENCH_{number}": str(number) for number in range(variables - len(os.environ))}
+    with mock.patch.dict(os.environ, more):
+        return in_turns(calls, base, seconds, 10)
+
+
+def relative_url(seconds: float) -> Ratio:
+    """Time our call with a relative URL beside one with the whole URL."""
+    place = Place(adapter=Offline())
+    client = Ours(place)
+    calls = {"relative": partial(client.get, PATH), "whole": partial(client.get, place.origin + PATH)}
+    return in_turns(calls, "whole", seconds, 10)["relative"]
+
+
+def first_call(peer: type[Peer]) -> str:
+    """Count the modules that the first call of a process, and with it the first token call, still loads; time it."""
+    code = (
+        "import sys, time; from tests.bench import peers, servers; place = servers.Place(adapter=servers.Offline()); "
+        "{}; before, t = len(sys.modules), time.process_time(); client = peers.{}(place); "
+        "client.get(place.origin + '/api/v2/banks'); print(len(sys.modules) - before, time.process_time() - t)"
+    )
+    code = code.format(peer.imports, peer.__name__)
+    runs = [fresh_python(code).split() for _ in range(5)]
+    return f"{runs[0][0]} / {_time(min(float(seconds) for _, seconds in runs))}"
 
 
 def call_over_tls(peers: Peers, remote: Remote, seconds: float) -> dict[str, Ratio]:
@@ -182,8 +222,8 @@ def import_times(peers: Peers, seconds: float) -> dict[str, Ratio]:
 
 
 def _import_ratio(times: list[float], base: list[float]) -> Ratio:
-    halves = [min(times[part::2]) / min(base[part::2]) for part in range(2)]
-    return Ratio(min(times), min(times) / min(base), abs(halves[0] - halves[1]) / 2)
+    low, _, high = quantiles([one / other for one, other in zip(times, base)])
+    return Ratio(min(times), min(times) / min(base), (low, high))
 
 
 def fresh_python(code: str, environment: Mapping[str, str] | None = None) -> str:
@@ -359,6 +399,22 @@ def user_sessions(peer: type[Peer], count: int) -> tuple[float, float]:
     return memory, min(times)
 
 
+def user_after_a_call(count: int) -> float:
+    """Return the bytes of one of *count* user sessions that have made a call, and hold a token."""
+    place = Place(adapter=Offline())
+    client, url = Ours(place).session, place.origin + PATH
+    client.user("first", "password").get(url)
+    gc.collect()
+    tracemalloc.start()
+    sessions = [client.user(f"user-{number}", f"password-{number}") for number in range(count)]
+    for session in sessions:
+        session.get(url)
+    gc.collect()
+    memory = tracemalloc.get_traced_memory()[0] / count
+    tracemalloc.stop()
+    return memory
+
+
 @dataclass(frozen=True)
 class Crowd:
     """A user's first call (token and store, in seconds) and a later one (beside requests): early and late.
@@ -444,14 +500,22 @@ def all_rows(peers: Peers, remote: Remote, quick: bool) -> Iterator[Row]:
 
 
 def _call_rows(peers: Peers, remote: Remote, quick: bool) -> Iterator[Row]:
-    offline = call_offline(peers, 5 if quick else 30)
-    yield Row(
-        "call, fresh token, no network: ratio to requests",
-        _texts(offline),
-        "ratio to requests.Session with an Authorization header set by hand (ours sends X-Request-Id too); "
-        "null adapter, in turns, ± half the range of five parts",
-        brief=True,
-    )
+    seconds = 3 if quick else 20
+    for title, options in (
+        ("call, fresh token, no network", {"variables": 33}),
+        ("the same, 233 environment variables", {"variables": 233}),
+        ("the same, trust_env=False", {"trust_env": False}),
+    ):
+        least = call_offline(peers, seconds, _LEAST, **options)  # type: ignore[arg-type]
+        plain = {name: ratio.seconds / least[_PLAIN].seconds for name, ratio in least.items()}
+        yield Row(
+            f"{title}: ratio to AuthBase [quartiles] / to requests",
+            {name: f"{ratio} / {plain[name]:.2f}" for name, ratio in least.items()},
+            "AuthBase: requests with the least auth that sets a header; requests: a header set by hand, where requests "
+            "looks for a netrc at each call; ours sends X-Request-Id too; 33 variables; null adapter, shuffled turns",
+            brief=True,
+        )
+    yield Row("a relative URL: ratio to the whole one", {_OURS: str(relative_url(seconds / 4))})
     yield Row(
         "call, fresh token, loopback TLS: ratio to requests",
         _texts(call_over_tls(peers, remote, 3 if quick else 20)),
@@ -460,6 +524,12 @@ def _call_rows(peers: Peers, remote: Remote, quick: bool) -> Iterator[Row]:
         "import: ratio to requests-oauthlib",
         _texts(import_times(peers, 5 if quick else 45)),
         "ratio to requests-oauthlib; processor time in fresh interpreters, in turns, byte code written",
+        brief=True,
+    )
+    yield Row(
+        "first call of a process after the import: modules loaded / processor time",
+        {peer.name: first_call(peer) for peer in peers},
+        "the first token call included (msal's reads a discovery document)",
         brief=True,
     )
 
@@ -512,12 +582,13 @@ def _herd_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
 
 def _leeway_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
     early = [peer for peer in peers if peer.early]
+    early += [GoogleAuthInBackground] if GoogleAuth in early else []
     late = "10 s before expiry; requests and requests-oauthlib never renew early: they fail, or wait, at expiry"
     renewals = {peer.name: around_a_renewal(peer, remote) for peer in early}
     yield Row(
         "renewal of 1 s before expiry: slowest call / calls that waited / token calls",
         {name: f"{_time(t.slowest)} / {t.waited} / {t.token_calls}" for name, t in renewals.items()},
-        f"8 threads for 2.5 s, {late}; google-auth by default (it has an option to renew in a thread)",
+        f"8 threads for 2.5 s, {late}; google-auth by default, and with its non-blocking refresh",
         brief=True,
     )
     sticky = {peer.name: inside_the_leeway(peer, remote, failing=False) for peer in early}
@@ -548,6 +619,8 @@ def _user_rows(peers: Peers, quick: bool) -> Iterator[Row]:
         "tracemalloc; 10,000 of ours at once (500 with --quick), 500 of the others; msal has no sessions",
         brief=True,
     )
+    after = user_after_a_call(500 if quick else 5000)
+    yield Row("a user session after its first call: bytes", {_OURS: f"{after:.0f}"}, "with token, store and cookies")
     users = 300 if quick else 10_000
     note = (
         f"{users:,} users through one process: a first call (token, store); a later one (ratio to requests): "

@@ -36,6 +36,7 @@ def test_the_inner_store_sees_no_value(inner: MemoryStore) -> None:
 @pytest.mark.parametrize(
     "keys",
     [NEW, NEW.decode(), [NEW], (NEW.decode(), OLD), lambda: NEW, lambda: NEW.decode(), lambda: [NEW, OLD]],
+    ids=range(7),  # not by the keys, which are random: workers of one run must agree on the names
 )
 def test_keys_of_every_kind(inner: MemoryStore, keys: bytes | str | list[bytes] | Callable[[], bytes]) -> None:
     """Keys are bytes or text, one or several, or what a callable returns; the first one writes."""
@@ -75,7 +76,11 @@ def test_a_callable_is_asked_each_time(inner: MemoryStore) -> None:
     assert EncryptedStore(inner, NEW).get("key") == "value"
 
 
-@pytest.mark.parametrize("found", ["", "plain text", "schlüssel", "{}", Fernet(OLD).encrypt(b"value").decode()])
+@pytest.mark.parametrize(
+    "found",
+    ["", "plain text", "schlüssel", "{}", Fernet(OLD).encrypt(b"value").decode()],
+    ids=["nothing", "ascii", "umlaut", "json", "another key's"],
+)
 def test_what_no_key_opens_is_a_miss(inner: MemoryStore, caplog: pytest.LogCaptureFixture, found: str) -> None:
     """It reads as ``None`` with one warning, which holds neither what was found nor the key."""
     inner.set("sealed.the key", found)
