@@ -63,15 +63,15 @@ class Grant:
     """A token that finAPI gave, and how it was obtained.
 
     ``fingerprint`` is that of the password of its login, empty without one; ``proven`` says that finAPI took that
-    password. ``renewed`` says that it came by a refresh token that others may hold as well. ``sticky`` says that finAPI
-    gave the same token when asked early, so that nobody need ask again before it expires.
+    password. ``shared`` says that others may have its refresh token as well, and renew with it. ``sticky`` says that
+    finAPI gave the same token when asked early, so that nobody need ask again before it expires.
     """
 
     token: Token = field(repr=False)
     serial: int = 0
     fingerprint: str = field(default="", repr=False)
     proven: bool = False
-    renewed: bool = False
+    shared: bool = False
     sticky: bool = False
     access_id: str = field(init=False, repr=False, compare=False)
     refresh_id: str | None = field(init=False, repr=False, compare=False)
@@ -94,7 +94,7 @@ class Grant:
             token.scope or "",
             self.fingerprint,
             self.proven,
-            self.renewed,
+            self.shared,
             self.sticky,
         )
 
@@ -108,13 +108,13 @@ class Grant:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what :meth:`from_dict` reads; it holds the token."""
-        names = ("serial", "fingerprint", "proven", "renewed", "sticky")
+        names = ("serial", "fingerprint", "proven", "shared", "sticky")
         return {"token": self.token.to_dict(), **{name: getattr(self, name) for name in names}}
 
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> Grant:
         """Return the grant that :meth:`to_dict` told of."""
-        flags = {name: bool(kept[name]) for name in ("proven", "renewed", "sticky")}
+        flags = {name: bool(kept[name]) for name in ("proven", "shared", "sticky")}
         serial = _check_serial(kept["serial"])
         return cls(Token.from_dict(kept["token"]), serial, str(kept["fingerprint"]), **flags)
 
@@ -199,11 +199,10 @@ class Knowledge:
 
         Commutative, associative and idempotent up to the bounds above.
         """
-        grants = {grant.access_id: grant for grant in self.grants}
+        grants = {(grant.access_id, grant.refresh_id): grant for grant in self.grants}
         for grant in other.grants:
-            known = grants.get(grant.access_id)
-            if known is None or grant.rank > known.rank:
-                grants[grant.access_id] = grant
+            tokens = grant.access_id, grant.refresh_id
+            grants[tokens] = max(grant, grants.get(tokens, grant), key=_rank)
         rejections = dict(self.rejections)
         for token, serial in other.rejections.items():
             rejections[token] = max(serial, rejections.get(token, serial))
@@ -248,14 +247,16 @@ class Knowledge:
     def usable(self, fingerprint: str, now: float) -> Grant | None:
         """Return the grant to use at *now* (epoch seconds) by whoever has the password of *fingerprint*.
 
-        The newest one; older ones only if no newer one can be renewed.
+        The newest one, or one that was issued after it; older ones only if no newer one can be renewed.
         """
+        since = -math.inf
         for grant in self.grants:
             if grant.belongs_to(fingerprint):
-                if self.accepts(grant) and not grant.token.expired(now):
+                issued_at = grant.token.issued_at or 0.0
+                if self.accepts(grant) and not grant.token.expired(now) and issued_at > since:
                     return grant
                 if self.renews(grant):
-                    return None
+                    since = max(since, issued_at)
         return None
 
     def renewable(self, fingerprint: str) -> Grant | None:

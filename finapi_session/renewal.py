@@ -23,8 +23,8 @@ finAPI's tokens are *sticky*: while one lives, the same credentials get the same
 again early keeps the expiry it had and is not asked for again before. After its expiry, "expires in 0 s" for the same
 token is its last second rather than "never".
 
-Where others renew with our refresh token, each renewal kills the token of the others. It shows in a renewed token that
-is rejected early in its life. The password then gets the token that the others have.
+Where others *share* our refresh token and renew with it, each renewal kills the token of the others. It shows in a
+renewed token that is rejected early in its life. The password then gets the token that the others have.
 
 =====================  =============================================  ==========================================
 what is known          what is done                                   what comes of it
@@ -195,10 +195,11 @@ def _at_hand(view: View, want: Want) -> Grant | None:
 def _ask(want: Want, view: View) -> Flow:
     yield from _heed(ASKING, view)
     if not want.user:
-        return (yield from _by_credentials(want, view, about=ASKING))
+        return (yield from _by_credentials(want, view, ASKING))
     if _contested(want, view):
         with suppress(InvalidGrantError):
-            return (yield from _by_password(want, view))
+            return (yield from _by_password(want, view, shared=True))
+        view = yield Load(refusals=True)
     refused: TokenError | None = None
     while refused is None or is_about_refresh_token(refused):
         grant = view.knowledge.renewable(want.fingerprint)
@@ -207,7 +208,8 @@ def _ask(want: Want, view: View) -> Flow:
         answer: Answer = yield Fetch(grant)
         view = view._replace(now=answer.now)
         if isinstance(answer.said, Token):
-            return (yield from _keep(want, view, grant, answer.said))
+            shared = answer.said.refresh_token == grant.token.refresh_token
+            return (yield from _keep(want, view, grant, answer.said, shared))
         refused = answer.said
         view = yield from _hear(view, refused, grant)
         quicker = _at_hand(view, want)
@@ -219,26 +221,27 @@ def _ask(want: Want, view: View) -> Flow:
 
 
 def _contested(want: Want, view: View) -> bool:
-    """Tell whether others renew with our refresh token, and the password is known to be good."""
-    known = (grant for grant in view.knowledge.grants if grant.token.authorization == want.rejected)
-    grant = next(known, None)
-    if grant is None or not (grant.renewed and grant.proven and grant.fingerprint == want.fingerprint):
+    """Tell whether others renew with our refresh token, as ours died young, and the password is known to be good."""
+    grant = view.knowledge.renewable(want.fingerprint)
+    if grant is None or view.knowledge.accepts(grant):
         return False
-    died_young = view.now < (grant.token.issued_at or 0.0) + grant.token.lifetime / 2
-    return died_young and view.knowledge.refusal(password_subject(want.fingerprint), view.now) is None
+    young = view.now < (grant.token.issued_at or 0.0) + grant.token.lifetime / 2
+    good = grant.proven and view.knowledge.refusal(password_subject(want.fingerprint), view.now) is None
+    return young and good and grant.shared and grant.fingerprint == want.fingerprint
 
 
-def _by_password(want: Want, view: View) -> Flow:
+def _by_password(want: Want, view: View, shared: bool = False) -> Flow:
     subject = password_subject(want.fingerprint)
     yield from _heed(subject, view)
-    return (yield from _by_credentials(want, view, about=subject))
+    return (yield from _by_credentials(want, view, subject, shared))
 
 
-def _by_credentials(want: Want, view: View, about: str) -> Flow:
+def _by_credentials(want: Want, view: View, about: str, shared: bool = False) -> Flow:
     answer: Answer = yield Fetch(None)
     view = view._replace(now=answer.now)
     if isinstance(answer.said, Token):
-        return (yield from _keep(want, view, None, answer.said))
+        shared = shared and answer.said.authorization != want.rejected
+        return (yield from _keep(want, view, None, answer.said, shared))
     yield from _hear(view, answer.said, None, about)
     raise answer.said
 
@@ -306,7 +309,7 @@ def _rests(view: View, error: TokenError, about: str) -> Iterator[tuple[str, flo
         yield about, min(max(REST, 2 * last.rest if last else 0.0), _LONGEST_PASSWORD_REST)
 
 
-def _keep(want: Want, view: View, parent: Grant | None, token: Token) -> Flow:
+def _keep(want: Want, view: View, parent: Grant | None, token: Token, shared: bool) -> Flow:
     """Keep the *token* that finAPI gave, by the refresh token of *parent* or by password, and return what to use."""
     serial, subject = view.knowledge.serial + 1, password_subject(want.fingerprint)
     known = view.knowledge.find(token.access_token)
@@ -314,13 +317,12 @@ def _keep(want: Want, view: View, parent: Grant | None, token: Token) -> Flow:
     if known is not None:
         token = _same_again(known.token, token, view.now)
     if parent is None:
-        grant = Grant(token, serial, want.fingerprint, proven=bool(want.fingerprint), sticky=sticky)
+        grant = Grant(token, serial, want.fingerprint, bool(want.fingerprint), shared, sticky)
         facts = NOTHING
         if subject in view.knowledge.refusals:
             facts = Knowledge(refusals={subject: view.knowledge.refusals[subject].pardoned(serial)})
     else:
-        shared = token.refresh_token == parent.token.refresh_token
-        grant = replace(parent, token=token, serial=serial, renewed=shared, sticky=sticky)
+        grant = replace(parent, token=token, serial=serial, shared=shared, sticky=sticky)
         facts = rejected({parent.access_id, parent.refresh_id} - {grant.access_id, grant.refresh_id}, serial)
     facts = facts.merge(Knowledge((grant,)))
     view = yield Save(facts, fresh=True)

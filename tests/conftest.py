@@ -13,6 +13,7 @@ from .clocks import Clock
 from .loopback import Authorities, Authority, Loopback
 
 if TYPE_CHECKING:
+    from finapi_session import FinapiSession
     from finapi_session.testing import Sandbox
 
 # A busy machine makes no example wrong: nothing that hypothesis makes is judged by the clock.
@@ -58,6 +59,13 @@ def sandbox(running_sandbox: Sandbox) -> Iterator[Sandbox]:
     running_sandbox.reset()
     running_sandbox.add_user("alice", "her-password")
     yield running_sandbox
+
+
+@pytest.fixture(params=["client", "alice"])
+def session(request: pytest.FixtureRequest, sandbox: Sandbox) -> Iterator[FinapiSession]:
+    """A client's session, then a user's."""
+    with sandbox.session(None if request.param == "client" else "alice") as session:
+        yield session
 
 
 @pytest.fixture

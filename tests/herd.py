@@ -40,3 +40,8 @@ def statuses(results: list[Any]) -> set[Any]:
 def warm(session: Any) -> None:
     """Let the session hold a token that the API has taken."""
     assert session.get(ECHO).status_code == 200
+
+
+def grants(sandbox: Any) -> list[str]:
+    """Return how finAPI was asked for tokens so far: password, refresh_token or client_credentials."""
+    return [call.grant_type for call in sandbox.calls if call.grant_type]

@@ -5,8 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from finapi_session import MemoryStore
+from finapi_session.identity import Credentials
+
+if TYPE_CHECKING:
+    from finapi_session.testing import Sandbox
+
+
+def key_of(sandbox: Sandbox, username: str | None = None) -> str:
+    """Return the key under which a store keeps the tokens of the sandbox's client, or of a user."""
+    return Credentials(sandbox.client_id, sandbox.client_secret, username).key(sandbox.environment.token_url)
 
 
 class Link(MemoryStore):

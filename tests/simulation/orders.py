@@ -42,6 +42,7 @@ def starts() -> list[Knowledge]:
     made.append(Knowledge((one,)).merge(rejected([one.access_id], 2)))
     made.append(Knowledge((one, two)).merge(rejected([one.access_id, two.access_id], 3)))
     made.append(Knowledge((one,)).merge(rejected([one.access_id, one.refresh_id], 2)))
+    made.append(Knowledge((two,)).merge(rejected([two.access_id], 3)))  # it died young: others share it
     return made
 
 
@@ -55,7 +56,7 @@ def wants() -> list[Want]:
 
 def _grant(access: str, refresh: str | None, serial: int, left: float = 3000.0) -> Grant:
     token = Token(access, NOW + left, refresh, NOW + left - 3600)
-    return Grant(token, serial, "print", proven=True, renewed=serial > 1)
+    return Grant(token, serial, "print", proven=True, shared=serial > 1)
 
 
 def _endpoint_error(maybe_judged: bool, retry_after: float | None) -> TokenEndpointError:
