@@ -78,10 +78,15 @@ class Cell:
         return self.stored.merge(self.knowledge) != self.stored
 
     def accept(self, bearer: Bearer) -> None:
-        """Note that the API took *bearer*: a token that lives ends the pause of another one."""
+        """Note that the API took *bearer*: a token that lives ends a pause, its own after a moment."""
         self.accepted = bearer
-        if self.pause is not None and self.pause.bearer != bearer:
-            self.pause = self.pause._replace(until=min(self.pause.until, time.time()))
+        if self.pause is not None:
+            moment = SHORTEST_PAUSE if self.pause.bearer == bearer else 0.0
+            self.pause = self.pause._replace(until=min(self.pause.until, time.time() + moment))
+
+    def rest(self, bearer: Bearer, seconds: float) -> None:
+        """Renew *bearer* no more for so many *seconds*."""
+        self.accepted, self.pause = None, Pause(bearer, time.time() + seconds, seconds)
 
     def paused(self) -> bool:
         """Tell whether nothing is to be renewed now; a clock that was set back does not prolong it."""
@@ -100,7 +105,7 @@ class Cell:
             return 0.0
         if last is not None and abs(now - last.until) <= max(_MOMENT, last.seconds):
             seconds = min(max(SHORTEST_PAUSE, 2 * last.seconds), LONGEST_PAUSE)
-        self.pause = Pause(bearer, now + seconds, seconds)
+        self.rest(bearer, seconds)
         return seconds
 
 

@@ -228,11 +228,12 @@ class Knowledge:
 
     def _living(self) -> Iterator[Grant]:
         """Yield the grants that are of use: each refresh token with its newest access token only."""
-        renewing: set[str | None] = set()
+        renewing = set()
         for grant in self.grants:
-            renews = self.renews(grant) and grant.refresh_id not in renewing
+            login = grant.refresh_id, grant.fingerprint
+            renews = self.renews(grant) and login not in renewing
             if renews:
-                renewing.add(grant.refresh_id)
+                renewing.add(login)
             if renews or self.accepts(grant):
                 yield grant
 

@@ -200,10 +200,15 @@ def _ask(want: Want, view: View) -> Flow:
         with suppress(InvalidGrantError):
             return (yield from _by_password(want, view, shared=True))
         view = yield Load(refusals=True)
+    return (yield from _by_refresh_token(want, view))
+
+
+def _by_refresh_token(want: Want, view: View) -> Flow:
+    """Ask by one refresh token after the other, then by password."""
     refused: TokenError | None = None
     while refused is None or is_about_refresh_token(refused):
-        grant = view.knowledge.renewable(want.fingerprint)
-        if grant is None:
+        quicker, grant = _at_hand(view, want), view.knowledge.renewable(want.fingerprint)
+        if quicker is not None or grant is None:
             break
         answer: Answer = yield Fetch(grant)
         view = view._replace(now=answer.now)
@@ -212,9 +217,9 @@ def _ask(want: Want, view: View) -> Flow:
             return (yield from _keep(want, view, grant, answer.said, shared))
         refused = answer.said
         view = yield from _hear(view, refused, grant)
-        quicker = _at_hand(view, want)
-        if quicker is not None:
-            return quicker
+    quicker = _at_hand(view, want)
+    if quicker is not None:
+        return quicker
     if want.fingerprint:
         return (yield from _by_password(want, view))
     raise (yield from _login_required(want, view, refused))

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from requests.auth import AuthBase
 
 from . import renewal
-from .cell import LONGEST_PAUSE, Cell, Cells, Pause
+from .cell import LONGEST_PAUSE, Cell, Cells
 from .drive import TURN, Drive
 from .endpoint import TokenEndpoint
 from .errors import TokenEndpointError, raised_by_signal_handler
@@ -187,7 +187,7 @@ class TokenSource:
         if grant is not None and grant.token.authorization != rejected:
             return grant.token
         if rejected is not None and may_ask:
-            cell.pause = Pause(rejected, time.time() + LONGEST_PAUSE, LONGEST_PAUSE)
+            cell.rest(rejected, LONGEST_PAUSE)
             self._decided(f"finAPI gives the rejected token again: it is not renewed again for {LONGEST_PAUSE:g} s")
         return None
 

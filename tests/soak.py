@@ -324,9 +324,7 @@ class Soak:
             broken.append("too many replays were rejected")
         if unexplained.pop(PAUSED, 0) > calls * PAUSED_AT_MOST:
             broken.append("too many calls met a pause")
-        # The first of the two was asked for a moment before, or before the last pause.
-        lasted = [pause.ended - pause.began for pause in self.pauses]
-        if min(self.killed(), default=2) < 2 or max(lasted, default=0.0) > LONGEST_BETWEEN:
+        if self.unfounded():
             broken.append("a process paused although its tokens lived")
         if unexplained:
             broken.append(f"calls failed without an excuse: {dict(unexplained)}")
@@ -336,6 +334,11 @@ class Soak:
             broken.append(f"leaked: {dict(self.leaks)}")
         unexpected = [line for line in self.lines() if not line.startswith("token ")]
         return broken + [f"a worker said: {line}" for line in unexpected[:10]]
+
+    def unfounded(self) -> bool:
+        """Tell whether a worker paused without two tokens that died within a moment, or since the last pause."""
+        lasted = [pause.ended - pause.began for pause in self.pauses]
+        return min(self.killed(), default=2) < 2 or max(lasted, default=0.0) > LONGEST_BETWEEN
 
     def failed(self) -> Counter[str]:
         """Return how often each outcome came that is no success."""

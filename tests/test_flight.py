@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 
 from finapi_session import FinapiSession, TokenEvent
+from finapi_session.errors import TokenEndpointError
 from finapi_session.flight import Flight, Ticket
 from finapi_session.testing import Sandbox
 
@@ -80,7 +81,9 @@ def test_whoever_waits_too_long_is_told() -> None:
         assert flight.busy
         started = time.monotonic()
         assert not flown(flight, 0) and time.monotonic() - started < 0.1
-        assert not flown(flight, 0.2) and 0.15 < time.monotonic() - started < 2
+        with pytest.raises(TokenEndpointError, match="another thread has been renewing"):
+            flown(flight, 0.2)
+        assert 0.15 < time.monotonic() - started < 2
         land.set()
         assert flown(flight)
     assert not flight.busy
@@ -319,3 +322,39 @@ def test_signals_while_waiting_leave_nothing_taken() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_an_interruption_on_the_way_out_leaves_nothing_taken() -> None:
+    """Struck at any opcode of its end, a flight is free for the next one."""
+    taken = []
+    for opcode in range(1, 100):
+        flight = Flight()
+        with suppress(Struck), struck_at(opcode, Ticket.__exit__.__code__):
+            flown(flight, 0)
+        if flight.busy or not flown(flight, 0):
+            taken.append(opcode)
+    assert taken == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
+def test_a_signal_at_any_moment_leaves_a_flight_free() -> None:
+    """A real time limit that strikes while a thread flies many times leaves nothing taken."""
+
+    def strike(*_: object) -> None:
+        raise Struck
+
+    taken = 0
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        for number in range(300):
+            flight = Flight()
+            with suppress(Struck):
+                signal.setitimer(signal.ITIMER_REAL, 0.00005 + number % 100 * 0.000002)
+                for _ in range(10_000):  # the signal strikes long before
+                    flown(flight, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            taken += flight.busy
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert taken == 0

@@ -108,3 +108,11 @@ def test_a_given_token_that_finapi_does_not_know_is_replaced(token: Any, sandbox
     alice = sandbox.session("alice", token=token)
     warm(alice)
     assert grants(sandbox) == ["password"] and sandbox.count(ECHO, status=401) == 1
+
+
+def test_a_given_token_is_stored_by_the_first_call(sandbox: Sandbox) -> None:
+    """Whoever brings a token brings it for all processes: they find it although its process was killed since."""
+    store = MemoryStore()
+    token = sandbox.session("alice").fetch_token()
+    warm(sandbox.session("alice", store=store, token=token))
+    assert token.access_token in (store.get(key_of(sandbox, "alice")) or "")

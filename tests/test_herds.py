@@ -16,7 +16,6 @@ from requests import Request
 from finapi_session import FinapiSession, InvalidGrantError, MemoryStore, TokenEndpointError, TokenEvent
 from finapi_session.cell import unverified
 from finapi_session.flight import Ticket
-from finapi_session.source import TokenSource
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
@@ -268,7 +267,7 @@ def test_short_lived_sessions_do_not_queue_before_expiry(sandbox: Sandbox, clock
 
 def test_nobody_waits_for_ever(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that hangs in its renewal keeps the others for a bounded time only."""
-    monkeypatch.setattr(TokenSource._boarded, "__defaults__", (0.1,))
+    monkeypatch.setattr("finapi_session.source.TURN", 0.1)
     session = sandbox.session()
     sandbox.latency = {CALLS: 1.0}
     with ThreadPoolExecutor(1) as pool:
@@ -389,3 +388,19 @@ def test_20_threads_while_tokens_are_killed(sandbox: Sandbox) -> None:
     assert {answer.status_code for answer in failed} <= {401}
     assert all(answer.history for answer in failed), "a 401 was not healed"
     assert len(failed) < len(answers) / 100, f"{len(failed)} of {len(answers)}"
+
+
+def test_what_a_new_process_renews_after_the_store_was_emptied_is_found(sandbox: Sandbox) -> None:
+    """Somebody flushes the store, tokens die, and a new process renews: that token serves the others as well."""
+    store = Link()
+    one, other = (sandbox.session("alice", store=store) for _ in range(2))
+    for _ in range(2):
+        sandbox.revoke_tokens()
+        warm(one)
+        warm(other)
+    store.shared = MemoryStore()
+    sandbox.revoke_tokens()
+    warm(sandbox.session("alice", store=store))
+    before = sandbox.count(CALLS)
+    warm(other)
+    assert sandbox.count(CALLS) == before

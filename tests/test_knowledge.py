@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from finapi_session import MemoryStore, TokenEvent
-from finapi_session.cell import Cell, Cells, sealed, refusals_key
+from finapi_session.cell import Cell, Cells, refusals_key, sealed
 from finapi_session.errors import InvalidGrantError, TokenEndpointError, UserLockedError
 from finapi_session.events import Journal
 from finapi_session.fallback import Fallback
@@ -40,14 +40,14 @@ ALICE, BOB = Credentials("id", "secret", "alice", "pw"), Credentials("id", "secr
 
 SERIALS = st.integers(0, 3)
 #: Each access token came with the refresh token of its login, or, as it was not repeated, with none.
-LOGINS = {"A": "R", "B": "R", "C": "S", "D": None}
+LOGINS = (("A", "R"), ("A", None), ("B", "R"), ("C", "S"), ("D", None))
 
 
-def grants_of(logins: dict[str, str | None]) -> st.SearchStrategy[Grant]:
+def grants_of(logins: Sequence[tuple[str, str | None]]) -> st.SearchStrategy[Grant]:
     """Return grants of these access tokens with their refresh tokens."""
     tokens = st.builds(
-        lambda name, expires_at, issued_at: Token(name, expires_at, logins[name], issued_at),
-        st.sampled_from(sorted(logins)),
+        lambda login, expires_at, issued_at: Token(login[0], expires_at, login[1], issued_at),
+        st.sampled_from(logins),
         st.sampled_from([None, NOW - 10, NOW + 10]),
         st.sampled_from([None, NOW - 20, NOW - 15]),
     )
@@ -128,15 +128,22 @@ def test_merge_is_idempotent(one: Knowledge, other: Knowledge) -> None:
     assert merged.merge(other) is merged and merged.merge(one) is merged
 
 
+def tokens(grant: Grant) -> tuple[str, str | None]:
+    """Return which tokens a grant is about."""
+    return grant.access_id, grant.refresh_id
+
+
 @given(KNOWN, KNOWN)
 def test_merge_loses_no_living_grant(one: Knowledge, other: Knowledge) -> None:
     """A grant of which nobody has heard that it is dead is kept, or a later statement of the same token."""
     merged, rejections = one.merge(other), latest([dict(one.rejections), dict(other.rejections)])
-    kept = {grant.access_id: grant for grant in merged.grants}
     for grant in (*one.grants, *other.grants):
-        same = [each for each in (*one.grants, *other.grants) if each.access_id == grant.access_id]
+        same = [each for each in (*one.grants, *other.grants) if tokens(each) == tokens(grant)]
         if alive(grant, rejections) and grant.rank == max(each.rank for each in same):
-            assert kept[grant.access_id] == grant
+            # Its refresh token may have come with a newer access token, and its own be dead.
+            login = grant.refresh_id, grant.fingerprint
+            successors = [each for each in merged.grants if (each.refresh_id, each.fingerprint) == login]
+            assert grant in merged.grants or (not merged.accepts(grant) and successors[0].rank > grant.rank)
 
 
 @given(KNOWN, KNOWN)
@@ -173,12 +180,12 @@ def test_no_serial_goes_back(one: Knowledge, other: Knowledge) -> None:
 @given(KNOWN)
 def test_a_token_that_comes_again_lives_again(known: Knowledge) -> None:
     """finAPI gives a buried token again: a later grant revives it, in whichever order both are heard."""
-    again = Grant(Token("A", NOW + 10, "R"), known.serial + 1)
-    buried = known.merge(rejected([token_id("A"), token_id("R")], known.serial))
+    again = Grant(Token("A", NOW + 10, "R", NOW), known.serial + 2)
+    buried = known.merge(rejected([token_id("A"), token_id("R")], known.serial + 1))
     for merged in (buried.merge(Knowledge((again,))), Knowledge((again,)).merge(buried)):
         assert merged.accepts(again) and merged.renews(again) and again in merged.grants
         assert merged.usable("", NOW) == again
-    later = rejected([token_id("A")], known.serial + 2)
+    later = rejected([token_id("A")], known.serial + 3)
     assert buried.merge(Knowledge((again,))).merge(later).usable("", NOW) is None
 
 
@@ -382,7 +389,7 @@ def is_a_miss(store: MemoryStore) -> None:
         view = cells.load(cell, refusals=True)
         assert parts(view.knowledge) == parts(NOTHING) and view.read
     assert {event.kind for event in events} == {"store_failed"}
-    assert str(events[0].reason).startswith("get: what it holds is ")
+    assert str(events[0].reason).startswith("value: it is ")
     assert str(events[0].reason).endswith(" and is taken for nothing; going on with what is in memory")
     cells.save(cell, facts("new"))
     again, same, told = opened(store)
@@ -497,3 +504,36 @@ def test_memory_is_bounded() -> None:
     assert cells.of(BOB, URL) is not first
     last = cells.of(Credentials("id", "secret", "user 2999"), URL)
     assert cells.of(Credentials("id", "secret", "user 2999", "another password"), URL) is last
+
+
+def test_merge_is_associative_where_a_token_came_with_another_refresh_token() -> None:
+    """finAPI gives the same access token once with a refresh token and once without: order makes no difference."""
+    first = Knowledge((Grant(Token("A", None, "R"), 1),))
+    again = Knowledge((Grant(Token("A", None, None), 2),))
+    burial = rejected([token_id("A")], 3)
+    assert first.merge(again).merge(burial).grants == first.merge(again.merge(burial)).grants
+
+
+@pytest.mark.parametrize("name", ["tokens", "refusals"])
+def test_a_corrupt_value_is_warned_of_once(name: str) -> None:
+    """A value that nobody can mend, as on a read-only store, is one warning and not one at each look."""
+    events: list[TokenEvent] = []
+    store = MemoryStore()
+    cells = Cells(Fallback(store, Journal("https://sandbox.finapi.io", events.append)))
+    cell = cells.of(Credentials("id", "secret", "alice"), URL)
+    store.set(cell.key if name == "tokens" else refusals_key(cell.key), "junk")
+    for _ in range(3):
+        cells.load(cell, refusals=True)
+    assert len(events) == 1
+
+
+@pytest.mark.parametrize("changes", [{"serial": None}, {"rest": None, "until": 9e9}], ids=["serial", "rest"])
+def test_a_sealed_refusal_without_a_number_is_a_miss(changes: dict[str, Any]) -> None:
+    """Even what bears our seal raises nothing when it is merged, or asked whether it holds."""
+    store = MemoryStore()
+    cells = Cells(Fallback(store, Journal("https://sandbox.finapi.io")))
+    cell = cells.of(ALICE, URL)
+    key = refusals_key(cell.key)
+    store.set(key, sealed(cell, key, kept_refusal(**changes)))
+    for _ in range(2):
+        assert cells.load(cell, refusals=True).knowledge.refusal("password x", 1.8e9) is None

@@ -102,7 +102,7 @@ def nobody_looks_again_under_the_lock() -> AbstractContextManager[Any]:
         if renewal._at_hand(view, want) is not None:
             return renewal._at_hand(view, want)
         yield renewal.Lock()
-        view = yield renewal.Load(refusals=True)
+        yield renewal.Load(refusals=True)
         return (yield from renewal._ask(want, view))
 
     return mock.patch.object(renewal, "renew", hasty)
