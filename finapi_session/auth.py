@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from http.cookiejar import CookieJar
@@ -18,6 +19,9 @@ from .environment import Environment
 from .source import TokenSource
 from .tokens import Bearer
 
+#: Bytes of a rejected call's answer that are read before it is sent again.
+MOST_DRAINED = 65536
+
 
 class BearerAuth(AuthBase):
     """Sends the token of *source* to the origins that *environment* trusts, and heals a 401 once.
@@ -32,6 +36,8 @@ class BearerAuth(AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the token on *request*, if it goes to a trusted origin."""
+        if request._body_position is None and hasattr(request.body, "tell"):
+            request._body_position = request.body.tell()  # requests asks only what it streams
         if bearer_auth_of(request) is not self:
             # Before the caller's hooks, so that those see the final answer only; in place of another auth's,
             # which would heal with the token of somebody else.
@@ -98,21 +104,44 @@ def bearer_auth_of(request: requests.PreparedRequest) -> BearerAuth | None:
 
 
 def _give_back(response: requests.Response) -> None:
-    """Read the answer to its end, so that its connection serves the token call and the replay too."""
+    """Read a short answer to its end, so that its connection serves the replay too; a long one's is closed."""
     with suppress(requests.RequestException, RuntimeError):
-        response.content  # noqa: B018 - reading is all that is wanted
+        if not response._content_consumed:
+            response._content = b"".join(_beginning(response))
+            response._content_consumed = True
     response.close()
+
+
+def _beginning(response: requests.Response) -> Iterator[bytes]:
+    """Yield what *response* begins with, not much more than :data:`MOST_DRAINED` bytes of it."""
+    drained = 0
+    for chunk in response.iter_content(8192):
+        yield chunk
+        drained += len(chunk)
+        if drained > MOST_DRAINED:
+            response.raw.close()
+            return
 
 
 def _rewind(request: requests.PreparedRequest) -> bool:
     """Set the body back to where it started; tell whether it can be sent again."""
-    if request.body is None or isinstance(request.body, (bytes, bytearray, str)):
+    if request.body is None or isinstance(request.body, str) or _is_buffer(request.body):
         return True
     try:
         rewind_body(request)
     except UnrewindableBodyError:
         return False
     return True
+
+
+def _is_buffer(body: object) -> bool:
+    """Tell whether *body* is bytes in any form (``memoryview``, ``array``), not something that reading moves on in."""
+    if hasattr(body, "seek"):
+        return False
+    try:
+        return memoryview(body) is not None  # type: ignore[arg-type]
+    except TypeError:
+        return False
 
 
 def _replay(response: requests.Response, authorization: Bearer, **kwargs: Any) -> requests.Response:

@@ -9,12 +9,13 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from functools import partial
 from http.cookiejar import CookieJar
 from typing import Any, TypeVar
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from urllib3.util import Retry
@@ -30,7 +31,7 @@ from .events import Journal, Listener
 from .fallback import Fallback
 from .identity import Identity, Secret
 from .paging import answers
-from .settings import merged
+from .settings import checked_verify, merged
 from .source import TokenSource
 from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
@@ -44,6 +45,18 @@ _REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
 _LONGEST = 100 * 365 * 86400.0
 # Revocations in a row without an answer after which close() tries no other one.
 _MOST_UNANSWERED = 2
+
+
+class NotGiven(Enum):
+    """The default of an argument that may be left out but must not be ``None``."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+NOT_GIVEN = NotGiven.NOT_GIVEN
 
 _Session = TypeVar("_Session", bound="FinapiSession")
 
@@ -64,13 +77,14 @@ class FinapiSession(requests.Session):
     :param client_id: what finAPI gave the application.
     :param client_secret: its secret: text, or a callable that returns it.
     :param username: a user of the client; without one it is the client's session.
-    :param password: the user's: text, or a callable that returns it; without one she lives on a stored token.
+    :param password: the user's: text, or a callable that returns it. Left out, she lives on a stored token; ``None`` is
+        an error, as a form may lack it.
     :param environment: an :class:`Environment`, its name (such as ``live``), or an https base URL, behind which may be
         the OAuth path (``/api/v2/oauth`` for clients bound to API version 2).
-    :param store: where tokens are kept; in this session's memory by default.
+    :param store: where tokens are kept: a store, or a text for :func:`open_store`; in this session's memory by default.
     :param token: a token obtained elsewhere: a :class:`Token`, or a dict as OAuth libraries keep it.
     :param leeway: seconds before expiry from which the token is renewed.
-    :param revoke_on_close: whether ``close()`` revokes; by default unless *store* is yours: others may live on it.
+    :param revoke_on_close: whether ``close()`` revokes; by default unless *store* or *token* is yours.
     :param timeout: seconds, or a pair for connecting and reading, where a call names none.
     :param request_id: the ``X-Request-Id`` of calls that have none: text, or a callable that returns it.
     :param retries: a count or a urllib3 ``Retry`` (its ``total`` and backoff), for transient failures of token calls.
@@ -87,9 +101,9 @@ class FinapiSession(requests.Session):
         client_secret: Secret,
         *,
         username: str | None = None,
-        password: Secret | None = None,
+        password: Secret | NotGiven = NOT_GIVEN,
         environment: Environment | str = SANDBOX,
-        store: TokenStore | None = None,
+        store: TokenStore | str | None = None,
         token: Token | Mapping[str, Any] | None = None,
         leeway: float = 60.0,
         revoke_on_close: bool | None = None,
@@ -99,7 +113,7 @@ class FinapiSession(requests.Session):
         raise_for_error: bool = False,
         on_event: Listener | None = None,
     ) -> None:
-        identity = Identity(client_id, client_secret, username, password)
+        identity = Identity(client_id, client_secret, username, _password(password, username))
         given = _token(token)
         super().__init__()
         self.headers["User-Agent"] = f"finapi-session/{__version__} {self.headers['User-Agent']}"
@@ -110,7 +124,7 @@ class FinapiSession(requests.Session):
         self.revoke_on_close = store is None and token is None if revoke_on_close is None else revoke_on_close
         self._leeway = _leeway(leeway)
         self._journal = Journal(self.environment.base_url, _listener(on_event))
-        self._cells = Cells(Fallback(MemoryStore() if store is None else store, self._journal))
+        self._cells = Cells(Fallback(_store(store), self._journal))
         self._endpoint = TokenEndpoint(
             self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
         )
@@ -124,19 +138,19 @@ class FinapiSession(requests.Session):
         self._left: dict[str, TokenSource] = {}
         self._leaver: _Leaver | None = None
         self.auth = BearerAuth(self._own, self.environment)
-        _roots.add(self)
+        _roots[id(self)] = self
 
     @classmethod
     def from_env(cls: type[_Session], **overrides: Any) -> _Session:
         """Make a session from the environment variables ``FINAPI_CLIENT_ID`` and so on.
 
-        They are ``_CLIENT_ID``, ``_CLIENT_SECRET``, ``_USERNAME``, ``_PASSWORD`` and ``_ENVIRONMENT`` (a name such
-        as ``live``, or an https base URL). *overrides* are arguments, which go before; ``username=None`` makes a
-        session for the client whatever user the environment names.
+        They are ``_CLIENT_ID``, ``_CLIENT_SECRET``, ``_USERNAME``, ``_PASSWORD``, ``_ENVIRONMENT`` (a name such
+        as ``live``, or an https base URL) and ``_STORE`` (a text for :func:`open_store`). *overrides* are arguments,
+        which go before; ``username=None`` makes a session for the client whatever user the environment names.
 
         Raises ``ValueError`` if the client's id or secret is not there.
         """
-        names = ("client_id", "client_secret", "username", "password", "environment")
+        names = ("client_id", "client_secret", "username", "password", "environment", "store")
         found = {name: os.environ.get(f"FINAPI_{name.upper()}") for name in names}
         if "username" in overrides:  # another user, or with None the client itself: the password is not theirs
             found["password"] = None
@@ -146,24 +160,30 @@ class FinapiSession(requests.Session):
                 raise ValueError(f"set FINAPI_{name.upper()} in the environment, or give {name}=")
         return cls(**arguments)
 
-    def user(self: _Session, username: str, password: Secret | None = None) -> _Session:
+    def user(self: _Session, username: str, password: Secret | NotGiven = NOT_GIVEN) -> _Session:
         """Return a session for a user of the same client, on the same connections, settings and store.
 
-        Closing it revokes her token only, if at all, and leaves the connections open. Cookies are not shared. Her
-        token calls go by *verify*, *cert* and *proxies* of the client's session, so set them there, and before.
+        Left out, a *password* is not needed while there is a stored token; ``None`` is a ``TypeError``. Closing the
+        session revokes her token only, if at all, and leaves the connections open. Cookies are not shared, attributes
+        of a subclass are: :meth:`made_for_user` may give her own. Her token calls go by *verify*, *cert* and *proxies*
+        of the client's session, so set them there, and before.
         """
-        identity = self._client.identity.user(username, password)
+        identity = self._client.identity.user(username, _password(password, username))
         session = type(self).__new__(type(self))
         session.__dict__.update(self.__dict__)
         session.headers, session.cookies = CaseInsensitiveDict(self.headers or {}), RequestsCookieJar()
-        session.proxies, session.params = copy.copy(self.proxies), copy.copy(self.params)
+        session.proxies, session.params = copy.copy(self.proxies), copy.deepcopy(self.params)
         session.hooks = {event: copy.copy(hooks) for event, hooks in (self.hooks or {}).items()}
         session._parent = self._parent or self
         session._own = self._source(identity)
         session.auth = BearerAuth(session._own, self.environment)
         self._users[id(session)] = session
         session._leaver = _Leaver(session._own, self._left) if session.revoke_on_close else None
+        session.made_for_user()
         return session
+
+    def made_for_user(self) -> None:
+        """Be called on each session that :meth:`user` makes: here a subclass replaces what users must not share."""
 
     def pages(self, url: str, params: Any = None, **options: Any) -> Iterator[requests.Response]:
         """Return the answers for all pages of a list, such as transactions, one after the other.
@@ -191,14 +211,16 @@ class FinapiSession(requests.Session):
         """
         self._revoke(self._own)
 
-    def close(self) -> None:
+    def close(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Revoke the tokens, the users' before the client's, if ``revoke_on_close``; then close the connections.
 
         Never raises for a failed revocation: that is logged.
         """
-        self._revoke_quietly()
+        if not _ending():
+            self._revoke_quietly()
+            if self._parent is None:
+                self._cells.settle()
         if self._parent is None:
-            self._cells.settle()
             super().close()
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
@@ -219,9 +241,10 @@ class FinapiSession(requests.Session):
         """Send *request* as requests does, with the session's timeout where the call names none."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
-        if not self.environment.trusts(request.url) and isinstance(request.headers.get("Authorization"), Bearer):
-            auth = bearer_auth_of(request)
-            if auth is None or not auth.trusts(request.url):  # it was prepared for another address
+        kwargs["verify"] = checked_verify(kwargs.get("verify", self.verify))
+        if isinstance(request.headers.get("Authorization"), Bearer):
+            # Whoever sends it: the token's own environment decides where it may go.
+            if not (bearer_auth_of(request) or self.environment).trusts(request.url):
                 del request.headers["Authorization"]
         response = super().send(request, **kwargs)
         if self.raise_for_error:
@@ -235,6 +258,16 @@ class FinapiSession(requests.Session):
         if verify is None and self.verify is not True:
             verify = self.verify
         return merged(super().merge_environment_settings, url, proxies, stream, verify, cert)
+
+    def get_adapter(self, url: str) -> BaseAdapter:
+        """Return the adapter for *url*; one that would try again after a 401 leaves that to the session."""
+        adapter = super().get_adapter(url)
+        retries = getattr(adapter, "max_retries", None)
+        if isinstance(retries, Retry) and 401 in (retries.status_forcelist or ()):
+            shared, adapter = adapter, object.__new__(type(adapter))
+            without = retries.new(status_forcelist=set(retries.status_forcelist) - {401})
+            adapter.__dict__.update(shared.__dict__, max_retries=without)
+        return adapter
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
         """Let the token go along with a redirect to trusted origins only; netrc never takes its place."""
@@ -252,7 +285,7 @@ class FinapiSession(requests.Session):
         self.__dict__.update(state)
         self._users, self._left, self._leaver = weakref.WeakValueDictionary(), {}, None
         if self._parent is None:
-            _roots.add(self)
+            _roots[id(self)] = self
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
         return TokenSource(identity, self._endpoint, self._cells, self._journal, self._leeway, token)
@@ -329,6 +362,20 @@ class _Leaver:
         # On its way out Python has no modules left to do this with, and nobody would close the client's session.
         if self._source.held is not None and not _ending():
             self._left[str(self._source.identity)] = self._source.revocable()
+
+
+def _password(given: Secret | NotGiven | None, username: str | None) -> Secret | None:
+    if given is None and username is not None:
+        raise TypeError("password must not be None: leave it out for a user who lives on a stored token or on token=")
+    return None if isinstance(given, NotGiven) else given
+
+
+def _store(given: TokenStore | str | None) -> TokenStore:
+    if isinstance(given, str):
+        from .stores.opening import open_store
+
+        return open_store(given)
+    return MemoryStore() if given is None else given
 
 
 def _token(given: Token | Mapping[str, Any] | None) -> Token | None:
@@ -414,7 +461,8 @@ def _check_request_id(request_id: object) -> str:
     return request_id
 
 
-_roots: weakref.WeakSet[FinapiSession] = weakref.WeakSet()
+# By id: a subclass may have no hash.
+_roots: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
 _parents_pools: list[object] = []
 
 
@@ -424,7 +472,7 @@ def _renew_in_child() -> None:
     Two processes on one TLS connection garble it, and a lock that another thread of the parent held would be held
     for ever. The parent's pools are kept, untouched: to close them would take such locks.
     """
-    for session in list(_roots):
+    for session in list(_roots.values()):
         for jar in (session.cookies, *(user.cookies for user in session._users.values())):
             if isinstance(jar, CookieJar):
                 vars(jar)["_cookies_lock"] = threading.RLock()

@@ -47,6 +47,18 @@ def merged(inherited: _Merge, url: Any, proxies: Any, stream: bool | None, verif
     return inherited(url, proxies, stream, verify, cert)
 
 
+def checked_verify(given: object) -> Any:
+    """Return *given* as requests takes it: only a literal ``False`` switches checking off, ``None`` is the default.
+
+    Raises ``ValueError`` for anything else that is falsy.
+    """
+    if given is None:
+        return True
+    if given or given is False:
+        return given
+    raise ValueError(f"verify must be True, False or the path of a CA bundle, not {given!r}: set session.verify")
+
+
 class _WithoutEnvironment:
     """A *session* as it stands, but with no environment to look into: requests merges the rest."""
 

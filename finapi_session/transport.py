@@ -30,6 +30,7 @@ from urllib3.util import Retry, Timeout
 from .answer import UnreadableAnswerError, read_body
 from .errors import chain, raised_by_signal_handler, without_frames
 from .identity import Credentials
+from .settings import checked_verify
 from .tokens import Token
 
 # What oauthlib raises for an answer that cannot be read. Without an answer such an error is that of an adapter of the
@@ -65,7 +66,7 @@ class Transport(OAuth2Session):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         settings = host.merge_environment_settings(url, {}, False, None, None)
-        self.proxies, self.verify, self.cert = settings["proxies"], _verify(settings["verify"]), settings["cert"]
+        self.proxies, self.verify, self.cert = settings["proxies"], checked_verify(settings["verify"]), settings["cert"]
         self.trust_env = False  # the host has read the environment, and its verify goes before that
         self._host = host
         self._url = url
@@ -197,15 +198,6 @@ class Transport(OAuth2Session):  # type: ignore[misc]
             # Python 3.10 has no notes.
             getattr(error, "add_note", str)(f"raised in {frame.f_code.co_filename}, line {line}, by an OAuth call")
         return without_frames(error, handled)
-
-
-def _verify(given: object) -> Any:
-    """Return *given* as requests takes it: only a literal ``False`` switches checking off."""
-    if given is None:
-        return True
-    if given or given is False:
-        return given
-    raise ValueError(f"verify must be True, False or the path of a CA bundle, not {given!r}: set session.verify")
 
 
 def _user_agent(host: requests.Session) -> dict[str, str]:

@@ -314,6 +314,18 @@ class Soak:
 
     def broken_bounds(self) -> list[str]:
         """Return what is worse than it may be."""
+        broken = self.unexplained_failures()
+        if self.unfounded():
+            broken.append("a process paused although its tokens lived")
+        if self.token_calls() > self.tolerable():
+            broken.append(f"{self.token_calls()} token calls, {self.tolerable()} are tolerable")
+        if self.leaks:
+            broken.append(f"leaked: {dict(self.leaks)}")
+        unexpected = [line for line in self.lines() if not line.startswith("token ")]
+        return broken + [f"a worker said: {line}" for line in unexpected[:10]]
+
+    def unexplained_failures(self) -> list[str]:
+        """Return which calls failed without a fault, or more often than faults explain."""
         calls, unexplained = self.outcomes.total(), self.failed()
         broken = []
         for fault, looks in EXPLAINED.items():
@@ -324,16 +336,9 @@ class Soak:
             broken.append("too many replays were rejected")
         if unexplained.pop(PAUSED, 0) > calls * PAUSED_AT_MOST:
             broken.append("too many calls met a pause")
-        if self.unfounded():
-            broken.append("a process paused although its tokens lived")
         if unexplained:
             broken.append(f"calls failed without an excuse: {dict(unexplained)}")
-        if self.token_calls() > self.tolerable():
-            broken.append(f"{self.token_calls()} token calls, {self.tolerable()} are tolerable")
-        if self.leaks:
-            broken.append(f"leaked: {dict(self.leaks)}")
-        unexpected = [line for line in self.lines() if not line.startswith("token ")]
-        return broken + [f"a worker said: {line}" for line in unexpected[:10]]
+        return broken
 
     def unfounded(self) -> bool:
         """Tell whether a worker paused without two tokens that died within a moment, or since the last pause."""

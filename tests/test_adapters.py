@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import array
 import gc
+import mmap
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from requests.adapters import BaseAdapter
+from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3.util import Retry
 
 from finapi_session import ApiError, TokenEndpointError
+from finapi_session.auth import MOST_DRAINED
 from finapi_session.testing import Sandbox
 
 from .herd import CALLS, ECHO
@@ -144,3 +149,70 @@ def test_an_error_of_the_api_tells_when_to_come_back(sandbox: Sandbox) -> None:
     with pytest.raises(ApiError, match="Try again in 120 s") as caught:
         session.get(ECHO)
     assert caught.value.retry_after == 120
+
+
+def test_an_adapter_that_tries_again_after_a_401_leaves_that_to_the_session(sandbox: Sandbox) -> None:
+    """A ``Retry`` with 401 in its list does not keep a token from being renewed; the caller's own is not changed."""
+    session = sandbox.session()
+    again = Retry(2, status_forcelist=[401, 502], backoff_factor=0)
+    session.mount("https://", HTTPAdapter(max_retries=again))
+    assert session.get(ECHO).status_code == 200
+    sandbox.revoke_tokens()
+    answer = session.get(ECHO)
+    assert answer.status_code == 200 and [kept.status_code for kept in answer.history] == [401]
+    sandbox.answer_next(502, path=ECHO, times=2)
+    assert session.get(ECHO).status_code == 200
+    assert again.status_forcelist == [401, 502]
+    assert session.get_adapter(sandbox.base_url).max_retries is not again  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["memoryview", "array", "mmap", "bytearray"])
+def test_a_body_of_bytes_in_any_form_is_sent_again(kind: str, sandbox: Sandbox, tmp_path: Path) -> None:
+    """What can be read twice is replayed whole after a 401."""
+    session = sandbox.session()
+    session.get(ECHO)
+    sandbox.revoke_tokens()
+    (tmp_path / "body").write_bytes(b"all of it")
+    with open(tmp_path / "body", "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        bodies: dict[str, Any] = {
+            "memoryview": memoryview(b"all of it"),
+            "array": array.array("B", b"all of it"),
+            "bytearray": bytearray(b"all of it"),
+            "mmap": mapped,
+        }
+        answer = session.post(ECHO, data=bodies.pop(kind))
+        bodies.clear()
+    assert answer.status_code == 200 and len(answer.history) == 1
+    assert answer.json()["text"] == "all of it"
+
+
+@pytest.mark.parametrize("size", [60_000, 5_000_000])
+def test_of_a_long_401_only_the_beginning_is_read(size: int, sandbox: Sandbox) -> None:
+    """The replay waits for no more than 64 kB of the answer that it replaces: a longer one's connection is closed."""
+    session = sandbox.session()
+    session.get(ECHO)
+    before = sandbox.connections
+    sandbox.revoke_tokens()
+    sandbox.answer_next(401, body="x" * size, path=ECHO)
+    answer = session.get(ECHO)
+    assert answer.status_code == 200
+    assert len(answer.history[0].content) == size or size > MOST_DRAINED
+    assert len(answer.history[0].content) <= MOST_DRAINED + 2 * 8192
+    assert sandbox.connections - before == (0 if size < MOST_DRAINED else 1)
+
+
+@pytest.mark.parametrize("verify", ["", 0, ()])
+def test_what_is_no_verify_sends_nothing(verify: Any, sandbox: Sandbox) -> None:
+    """Only a literal ``False`` switches checking off, for API calls too; ``None`` is the default."""
+    session = sandbox.session()
+    session.fetch_token()
+    before = len(sandbox.calls)
+    with pytest.raises(ValueError, match="verify must be True, False or the path of a CA bundle"):
+        session.get(ECHO, verify=verify)
+    session.verify = verify
+    with pytest.raises(ValueError, match="verify must be True"):
+        session.get(ECHO)
+    session.verify = None
+    with pytest.raises(requests.exceptions.SSLError):
+        session.get(ECHO)
+    assert len(sandbox.calls) == before

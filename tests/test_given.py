@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +118,28 @@ def test_a_given_token_is_stored_by_the_first_call(sandbox: Sandbox) -> None:
     token = sandbox.session("alice").fetch_token()
     warm(sandbox.session("alice", store=store, token=token))
     assert token.access_token in (store.get(key_of(sandbox, "alice")) or "")
+
+
+def test_a_password_that_is_none_is_an_error(sandbox: Sandbox) -> None:
+    """A form without a password opens nobody's session: left out and ``None`` are two things."""
+    client = sandbox.session()
+    client.user("alice", "her-password").get(ECHO)
+    with pytest.raises(TypeError, match="password must not be None: leave it out"):
+        client.user("alice", None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="password must not be None"):
+        FinapiSession("id", "secret", username="alice", password=None)  # type: ignore[arg-type]
+    assert "password: 'Secret | NotGiven' = not given" in str(inspect.signature(FinapiSession.user))
+
+
+def test_a_store_may_be_named(tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``store=`` takes a text for ``open_store``, and ``from_env`` reads one."""
+    with sandbox.session(store=f"file:{tmp_path / 'tokens'}") as session:
+        warm(session)
+    monkeypatch.setenv("FINAPI_STORE", f"file:{tmp_path / 'tokens'}")
+    for name, value in sandbox.environ().items():
+        monkeypatch.setenv(name, value)
+    with FinapiSession.from_env(username=None) as session:
+        warm(session)
+    assert sandbox.count(CALLS) == 1
+    with pytest.raises(ValueError, match="file:FOLDER"):
+        FinapiSession("id", "secret", store="nonsense")

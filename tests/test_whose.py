@@ -219,3 +219,46 @@ print(accounts[0].session.get({ECHO!r}).status_code)
     command = [sys.executable, "-W", "error", "-W", "ignore::ResourceWarning", str(script)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ran.stdout, ran.stderr) == ("200\n", "")
+
+
+def test_a_request_of_one_environment_takes_no_token_to_another(sandbox: Sandbox) -> None:
+    """For a token of ours its own environment decides where it may go, whoever sends it."""
+    with Sandbox() as elsewhere, elsewhere.session() as other:
+        prepared = sandbox.session().prepare_request(requests.Request("GET", ECHO))
+        assert "Authorization" in prepared.headers
+        prepared.url = f"{elsewhere.base_url}{ECHO}"
+        assert other.send(prepared).status_code == 401
+        assert [call.headers.get("Authorization") for call in elsewhere.calls if call.path == ECHO] == [None]
+
+
+def test_a_subclass_gives_each_user_what_is_theirs(sandbox: Sandbox) -> None:
+    """``made_for_user`` is called on the new session, which shares all other attributes with the client's."""
+
+    class Counting(FinapiSession):
+        """A session with an attribute of its own."""
+
+        seen: list[str]
+
+        def made_for_user(self) -> None:
+            self.seen = []
+
+    client = Counting(sandbox.client_id, sandbox.client_secret, environment=sandbox.environment)
+    client.seen, client.params = ["client"], {"ids": [1]}
+    alice = client.user("alice", "her-password")
+    alice.params["ids"].append(2)  # type: ignore[index]
+    assert alice.seen == [] and client.seen == ["client"] and client.params == {"ids": [1]}
+
+
+def test_a_subclass_without_a_hash_works(sandbox: Sandbox) -> None:
+    """A dataclass, or a class with ``__eq__``, has no hash; it is a session like any other."""
+
+    class Equal(FinapiSession):
+        """A session that is compared."""
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    session = Equal(sandbox.client_id, sandbox.client_secret, environment=sandbox.environment)
+    session.verify, session.trust_env = sandbox.ca_bundle, False
+    assert session.get(ECHO).status_code == 200
+    assert session.user("alice", "her-password").get(ECHO).status_code == 200

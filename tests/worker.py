@@ -146,10 +146,10 @@ class Worker:
             return dict(self._outcomes)
 
     def pauses(self) -> list[tuple[float, float, int, float]]:
-        """Return when, and for how many seconds, renewal was given up for a while, as the API took neither of the last two tokens.
+        """Return when renewal was given up for a while, as the API took neither of the last two tokens.
 
         That is: when (epoch seconds of the machine) the first of the two was asked for, when it was given up, and how
-        many calls with either of them the API took in truth.
+        many calls with either of them the API took in truth, and for how many seconds.
         """
         return self._pauses
 

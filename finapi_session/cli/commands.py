@@ -100,14 +100,14 @@ class Settings:
         self, client: Client, username: str | None, password: str | None = None, **options: Any
     ) -> FinapiSession:
         """Return a session on the store. Closing it revokes nothing: other processes have the same tokens."""
-        from ..session import FinapiSession
+        from ..session import NOT_GIVEN, FinapiSession
 
         options = {"environment": self.environment, **options}
         try:
             return FinapiSession(
                 *client,
                 username=username,
-                password=password,
+                password=NOT_GIVEN if password is None else password,
                 store=self.store,
                 revoke_on_close=False,
                 on_event=None if self.verbose else _warn,

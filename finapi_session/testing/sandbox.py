@@ -171,12 +171,12 @@ class Sandbox(Settings):
 
         if username is not None and password is None and username.lower() in self.users:
             password = self.users[username.lower()].password
+        known = {"environment": self.environment} | ({} if password is None else {"password": password})
         session = FinapiSession(
             options.pop("client_id", self.client_id),
             options.pop("client_secret", self.client_secret),
             username=username,
-            password=password,
-            **{"environment": self.environment, **options},
+            **{**known, **options},
         )
         session.verify, session.trust_env = self.ca_bundle, False
         return session
