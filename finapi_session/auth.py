@@ -37,7 +37,7 @@ class BearerAuth(AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the token on *request*, if it goes to a trusted origin."""
         if request._body_position is None and hasattr(request.body, "tell"):
-            request._body_position = request.body.tell()  # requests asks only what it streams
+            request._body_position = cast(Any, request.body).tell()  # requests asks only what it streams
         if bearer_auth_of(request) is not self:
             # Before the caller's hooks, so that those see the final answer only; in place of another auth's,
             # which would heal with the token of somebody else.

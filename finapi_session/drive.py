@@ -9,7 +9,7 @@ from typing import Any
 from requests.auth import AuthBase
 
 from .cell import Cell, Cells
-from .endpoint import TokenEndpoint
+from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, TokenError
 from .fallback import StoreLock
 from .flight import Ticket
@@ -26,10 +26,21 @@ class Drive:
     """One ride through a flow for the identity of *cell*, called *label*, with these *credentials*.
 
     *patient* tries again what is transient. *wait* is how many seconds other threads are waited for; with 0 the lock is
-    not obtained while one of them has it. *bearer* is the client's, to revoke with.
+    not obtained while one of them has it. *bearer* is the client's, to revoke with, *within* so many seconds each.
     """
 
-    __slots__ = ("asked", "_cells", "_cell", "_endpoint", "_label", "_credentials", "_patient", "_wait", "_bearer")
+    __slots__ = (
+        "asked",
+        "_cells",
+        "_cell",
+        "_endpoint",
+        "_label",
+        "_credentials",
+        "_patient",
+        "_wait",
+        "_bearer",
+        "_within",
+    )
 
     def __init__(
         self,
@@ -42,11 +53,13 @@ class Drive:
         patient: bool = True,
         wait: float = TURN,
         bearer: AuthBase | None = None,
+        within: float = RENEWAL_SECONDS,
     ) -> None:
         #: Whether finAPI was asked.
         self.asked = False
         self._cells, self._cell, self._endpoint, self._label = cells, cell, endpoint, label
-        self._credentials, self._patient, self._wait, self._bearer = credentials, patient, wait, bearer
+        self._credentials, self._patient, self._wait = credentials, patient, wait
+        self._bearer, self._within = bearer, within
 
     def through(self, flow: Flow) -> Grant | None:
         """Do what *flow* says, step by step, and return what it returns. Locks are given back on every way out."""
@@ -68,7 +81,9 @@ class Drive:
             return self._cells.save(self._cell, step.facts, fresh=step.fresh)
         self.asked = True
         if isinstance(step, Revoke):
-            return self._endpoint.revoke(self._label, step.grant.token, self._bearer, patient=self._patient)
+            return self._endpoint.revoke(
+                self._label, step.grant.token, self._bearer, patient=self._patient, within=self._within
+            )
         return Answer(self._fetch(step, ticket, lock), time.time())
 
     def _fetch(self, step: Fetch, ticket: Ticket, lock: StoreLock) -> Token | TokenError:

@@ -23,10 +23,11 @@ from urllib3.util import Retry
 from . import __version__
 from .auth import BearerAuth, bearer_auth_of
 from .cell import Cells
-from .endpoint import RETRIES, Timeout, TokenEndpoint
+from .closing import Closing
+from .endpoint import RENEWAL_SECONDS, RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
-from .errors import RevocationError, raised_by_signal_handler
+from .errors import raised_by_signal_handler
 from .events import Journal, Listener
 from .fallback import Fallback
 from .identity import Identity, Secret
@@ -43,8 +44,6 @@ TIMEOUT = (10.0, 180.0)
 _REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
 
 _LONGEST = 100 * 365 * 86400.0
-# Revocations in a row without an answer after which close() tries no other one.
-_MOST_UNANSWERED = 2
 
 
 class NotGiven(Enum):
@@ -214,7 +213,8 @@ class FinapiSession(requests.Session):
     def close(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
         """Revoke the tokens, the users' before the client's, if ``revoke_on_close``; then close the connections.
 
-        Never raises for a failed revocation: that is logged.
+        Several are revoked at once, within 10 seconds in all. Never raises for a failed revocation: that is logged. At
+        the end of the program nothing is revoked.
         """
         if not _ending():
             self._revoke_quietly()
@@ -290,26 +290,19 @@ class FinapiSession(requests.Session):
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
         return TokenSource(identity, self._endpoint, self._cells, self._journal, self._leeway, token)
 
-    def _revoke(self, source: TokenSource, *, patient: bool = True) -> None:
-        source.revoke(None if source is self._client else BearerAuth(self._client, self.environment), patient=patient)
+    def _revoke(self, source: TokenSource, *, patient: bool = True, within: float = RENEWAL_SECONDS) -> None:
+        bearer = None if source is self._client else BearerAuth(self._client, self.environment)
+        source.revoke(bearer, patient=patient, within=within)
 
     def _revoke_quietly(self) -> None:
-        """Revoke what is to be revoked on close, one try each, while finAPI answers: no exit waits for each token."""
+        """Revoke what is to be revoked on close."""
+        closing = Closing(lambda source, seconds: self._revoke(source, patient=False, within=seconds), self._journal)
         sources = self._to_revoke()
-        if not self._can_revoke(sources):
-            return
-        unanswered = 0
-        for source in sources:
-            if source.held is None:
-                continue
-            if unanswered >= _MOST_UNANSWERED:
-                self._lives_on(source, "finAPI does not answer")
-            elif self._try_to_revoke(source):
-                unanswered = 0
-            else:
-                unanswered += 1
+        if self._can_revoke(sources, closing):
+            closing.give_back(source for source in sources if source is not self._client)
+            closing.give_back(source for source in sources if source is self._client)
 
-    def _can_revoke(self, sources: list[TokenSource]) -> bool:
+    def _can_revoke(self, sources: list[TokenSource], closing: Closing) -> bool:
         """Get the client's token, without which no user's can be revoked, or tell that those of *sources* live on."""
         held = [source for source in sources if source.held is not None]
         if held in ([], [self._client]):
@@ -319,24 +312,9 @@ class FinapiSession(requests.Session):
         except Exception as error:
             if raised_by_signal_handler(error):
                 raise
-            for source in held:
-                self._lives_on(source, type(error).__name__)
+            closing.live_on(held, type(error).__name__)
             return False
         return True
-
-    def _try_to_revoke(self, source: TokenSource) -> bool:
-        """Revoke, or tell that the token lives on; return whether finAPI answered."""
-        try:
-            self._revoke(source, patient=False)
-        except Exception as error:
-            if raised_by_signal_handler(error):
-                raise
-            self._lives_on(source, type(error).__name__)
-            return isinstance(error, RevocationError) and error.status is not None
-        return True
-
-    def _lives_on(self, source: TokenSource, reason: str) -> None:
-        self._journal.tell("failed", str(source.identity), reason=f"{reason} on close; the token lives on")
 
     def _to_revoke(self) -> list[TokenSource]:
         """Return whose tokens end with this session, the users' first: the client's is needed for that."""

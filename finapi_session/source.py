@@ -26,7 +26,7 @@ from requests.auth import AuthBase
 from . import renewal
 from .cell import LONGEST_PAUSE, Cell, Cells
 from .drive import TURN, Drive
-from .endpoint import TokenEndpoint
+from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, raised_by_signal_handler
 from .events import Journal
 from .fallback import LOOK_AGAIN
@@ -129,16 +129,17 @@ class TokenSource:
             with suppress(TokenEndpointError):  # whoever met the 401 has his answer anyhow
                 self._drive(renewal.record(cell.knowledge.without(bearer.partition(" ")[2])))
 
-    def revoke(self, bearer: AuthBase | None = None, *, patient: bool) -> None:
+    def revoke(self, bearer: AuthBase | None = None, *, patient: bool, within: float = RENEWAL_SECONDS) -> None:
         """Revoke the identity's tokens, in use or stored, and forget them and what finAPI refused.
 
         *bearer* is the client's; without it the token, being the client's own, proves itself. What is transient is
-        tried again if *patient*. Raises :class:`RevocationError` and keeps the token, so that it can be tried again.
+        tried again if *patient*, each *within* so many seconds. Raises :class:`RevocationError` and keeps the token, so
+        that it can be tried again.
         """
         with Ticket(self._turn) as turn:
             turn.board(TURN)
             credentials = self._resolve()
-            self._drive(renewal.revoke(credentials.fingerprint), patient=patient, bearer=bearer)
+            self._drive(renewal.revoke(credentials.fingerprint), patient=patient, bearer=bearer, within=within)
             self._held = None
 
     def _look(self, rejected: Bearer | None = None) -> _Held | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -151,3 +152,48 @@ def test_revoke_pardons_its_own_password_only(sandbox: Sandbox) -> None:
     with pytest.raises(TokenError):
         mine.get(ECHO)
     assert sandbox.users["alice"].failed_logins == 3
+
+
+def test_close_takes_ten_seconds_at_most(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the number of users and however slow finAPI: several are revoked at once, and what lives on is told."""
+    client = sandbox.session()
+    users = []
+    for number in range(60):
+        sandbox.add_user(f"user-{number}", "password")
+        users.append(client.user(f"user-{number}", "password"))
+        users[-1].fetch_token()
+    sandbox.latency = {"/oauth/revoke": 1.5}
+    started = time.monotonic()
+    client.close()
+    seconds = time.monotonic() - started
+    revoked = sandbox.count("/oauth/revoke", status=200)
+    assert seconds < 11.5 and revoked >= 20, (seconds, revoked)
+    [told] = [record.getMessage() for record in caplog.records if "tokens live on" in record.getMessage()]
+    assert "finAPI does not answer on close" in told and "identities" in told
+
+
+def test_close_of_many_users_is_quick(sandbox: Sandbox) -> None:
+    """Where finAPI answers, nothing lives on."""
+    client = sandbox.session()
+    for number in range(40):
+        sandbox.add_user(f"user-{number}", "password")
+        client.user(f"user-{number}", "password").fetch_token()
+    client.close()
+    assert sandbox.count("/oauth/revoke", status=200) == 41
+
+
+def test_close_without_another_thread(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, the tokens are revoked one by one."""
+    client = sandbox.session()
+    for number in range(6):
+        sandbox.add_user(f"user-{number}", "password")
+        client.user(f"user-{number}", "password").fetch_token()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        closing = client._revoke_quietly
+        closing()
+    assert sandbox.count("/oauth/revoke", status=200) == 7

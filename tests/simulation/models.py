@@ -253,7 +253,9 @@ class Endpoint:
             raise said
         return said
 
-    def revoke(self, identity: str, token: Token, bearer: object = None, *, patient: bool = True) -> None:
+    def revoke(
+        self, identity: str, token: Token, bearer: object = None, *, patient: bool = True, within: float = 45.0
+    ) -> None:
         """Revoke."""
         self.world.pause()
         self.finapi.revoke(token)

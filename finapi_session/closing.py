@@ -1,0 +1,81 @@
+"""Giving tokens back when a session is closed: several at once, within a bound, and telling only what lives on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from .errors import RevocationError, raised_by_signal_handler
+from .events import Journal
+from .source import TokenSource
+
+#: Seconds that all revocations of one ``close()`` may take, however many there are.
+CLOSE_SECONDS = 10.0
+# The first ones go one by one: they tell whether finAPI answers at all.
+_ONE_BY_ONE = 3
+_AT_ONCE = 8
+# Revocations in a row without an answer after which no other one is tried.
+_MOST_UNANSWERED = 2
+
+
+class Closing:
+    """The revocations of one ``close()``: *revoke* is called with a source, and the seconds that it has."""
+
+    def __init__(self, revoke: Callable[[TokenSource, float], None], journal: Journal) -> None:
+        self._revoke = revoke
+        self._journal = journal
+        self._deadline = time.monotonic() + CLOSE_SECONDS
+        self._unanswered = 0
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left."""
+        return self._deadline - time.monotonic()
+
+    def give_back(self, sources: Iterable[TokenSource]) -> None:
+        """Revoke the tokens of *sources*, one try each, while finAPI answers; tell which live on."""
+        waiting = deque(source for source in sources if source.held is not None)
+        for _ in range(min(_ONE_BY_ONE, len(waiting))):
+            self._try_next(waiting)
+        threads = [threading.Thread(target=self._work, args=(waiting,), daemon=True) for _ in waiting][:_AT_ONCE]
+        try:
+            for thread in threads:
+                thread.start()
+        except RuntimeError:  # there can be no more threads, or the interpreter ends: then one by one
+            self._work(waiting)
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(max(self.left, 0.0))
+        self.live_on(list(waiting), "finAPI does not answer")
+
+    def live_on(self, sources: list[TokenSource], reason: str) -> None:
+        """Tell that the tokens of *sources* live on: in one line, however many they are."""
+        if sources:
+            whose = str(sources[0].identity) if len(sources) == 1 else f"{len(sources)} identities"
+            tokens = "the token lives on" if len(sources) == 1 else f"{len(sources)} tokens live on"
+            self._journal.tell("failed", whose, reason=f"{reason} on close; {tokens}")
+
+    def _work(self, waiting: deque[TokenSource]) -> None:
+        while self._unanswered < _MOST_UNANSWERED and self.left > 0 and waiting:
+            self._try_next(waiting)
+
+    def _try_next(self, waiting: deque[TokenSource]) -> None:
+        """Revoke the next one, unless finAPI does not answer, and note whether it did."""
+        if self._unanswered >= _MOST_UNANSWERED or self.left <= 0:
+            return
+        try:
+            source = waiting.popleft()
+        except IndexError:  # another thread took the last one
+            return
+        try:
+            self._revoke(source, self.left)
+        except Exception as error:
+            if raised_by_signal_handler(error):
+                raise
+            self.live_on([source], type(error).__name__)
+            answered = isinstance(error, RevocationError) and error.status is not None
+            self._unanswered = 0 if answered else self._unanswered + 1
+        else:
+            self._unanswered = 0
