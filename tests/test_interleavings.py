@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 #: For each situation, with two preemptions at most, see tests/two_threads.py; it takes hours to exhaust them.
-SCHEDULES = 60
+SCHEDULES = 40
 
 
 def explored(*arguments: str) -> dict[str, Any]:
@@ -33,10 +33,9 @@ def explored(*arguments: str) -> dict[str, Any]:
 def test_two_threads(situation: str, sources: int) -> None:
     """However two threads interleave, finAPI is asked once, and both go on with the same token."""
     result = explored(situation, str(sources), str(SCHEDULES))
-    assert result["holds"], result["why"]
-    assert result["explored"] > 1
+    assert result["broken"] == [] and result["explored"] > 8
 
 
 def test_the_explorer_finds_two_threads_without_locks() -> None:
     """The search can fail: with no lock to hold anybody up, it finds a schedule in which finAPI is asked twice."""
-    assert not explored("expired", "1", str(SCHEDULES), "unlocked")["holds"]
+    assert explored("expired", "1", str(SCHEDULES), "unlocked")["broken"]

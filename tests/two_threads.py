@@ -28,6 +28,8 @@ from finapi_session.tokens import Token
 
 #: How often a schedule may take the turn from a thread that could go on.
 PREEMPTIONS = 2
+#: Schedules by chance, which go far from one thread after the other.
+RANDOM = 8
 
 
 class Endpoint:
@@ -36,6 +38,7 @@ class Endpoint:
     environment = SANDBOX
 
     def __init__(self) -> None:
+        self.asked = 0
         self.issued = 0
         self.alive = ""
         self.refresh_token = ""
@@ -51,6 +54,7 @@ class Endpoint:
     ) -> Token:
         """Give a new token."""
         before_each_try()
+        self.asked += 1
         if renewed is not None and renewed.refresh_token != self.refresh_token:
             raise InvalidGrantError("spent", status=400, code="invalid_grant")
         self.issued += 1
@@ -80,7 +84,7 @@ class Herd:
             self.rejected = held[-1].authorization if situation == "rejected" else None
         if self.rejected:
             self.endpoint.alive = ""
-        self.before = self.endpoint.issued
+        self.before = self.endpoint.asked
 
     def call(self, number: int) -> None:
         """Obtain a token as a call does."""
@@ -92,7 +96,7 @@ class Herd:
 
     def is_well(self) -> bool:
         """Tell whether finAPI was asked once, and both have what it gave."""
-        return self.endpoint.issued == self.before + 1 and self.got == [self.endpoint.alive] * 2
+        return self.endpoint.asked == self.before + 1 and self.got == [self.endpoint.alive] * 2
 
 
 def main(situation: str, sources: str, schedules: str, locks: str = "locked") -> None:
@@ -101,19 +105,21 @@ def main(situation: str, sources: str, schedules: str, locks: str = "locked") ->
     if locks == "unlocked":
         Ticket.board = lambda self, seconds: True  # type: ignore[method-assign]
         StoreLock.acquire = lambda self: True  # type: ignore[method-assign]
-    result = frontrun.explore(
-        setup=lambda: Herd(situation, int(sources)),
-        workers=[lambda herd: herd.call(0), lambda herd: herd.call(1)],
-        invariant=Herd.is_well,
-        preemption_bound=PREEMPTIONS,
-        max_executions=int(schedules),
-        detect_io=False,
-        trace_packages=["finapi_session.*"],
-        timeout_per_run=60.0,
-        deadlock_timeout=60.0,
-        reproduce_on_failure=1,
-    )
-    print(json.dumps({"explored": result.num_explored, "holds": result.property_holds, "why": result.explanation}))
+    common: dict[str, Any] = {
+        "setup": lambda: Herd(situation, int(sources)),
+        "workers": [lambda herd: herd.call(0), lambda herd: herd.call(1)],
+        "invariant": Herd.is_well,
+        "detect_io": False,
+        "trace_packages": ["finapi_session.*"],
+        "timeout_per_run": 60.0,
+        "deadlock_timeout": 60.0,
+    }
+    results = [
+        frontrun.explore(strategy="random", max_attempts=RANDOM, max_ops=10**6, seed=1, **common),
+        frontrun.explore(preemption_bound=PREEMPTIONS, max_executions=int(schedules), **common),
+    ]
+    broken = [result.explanation for result in results if not result.property_holds]
+    print(json.dumps({"explored": sum(result.num_explored for result in results), "broken": broken}))
 
 
 if __name__ == "__main__":
