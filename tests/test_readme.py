@@ -335,6 +335,13 @@ def test_errors_table() -> None:
     assert tokens == [True] * 6 + [False] * 2
 
 
+def test_finapis_own_calls(run: Run, finapi: Sandbox) -> None:
+    """The example gets a token by hand, under the id that it names, and revokes it."""
+    token = run("reference/authorization", "finAPI's own calls")["token"]
+    assert token.access_token and finapi.calls[0].request_id == "audit-7"
+    assert "/oauth/revoke" in [call.path for call in finapi.calls]
+
+
 def test_request_ids(run: Run, finapi: Sandbox) -> None:
     """The caller's ids are those that finAPI saw, on the token calls too."""
     run("howto/request-ids", "Request ids")
