@@ -435,6 +435,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     )
     lines = [line for line in commands("command-line", "Command line") if "curl" not in line or shutil.which("curl")]
     # What a person would type when asked; from then on she has a token.
+    (tmp_path / "leaked-token.txt").write_text("leaked\n")
     lines[0] = f"FINAPI_PASSWORD=her-password {lines[0]}"
     ours = {
         "FINAPI_ENVIRONMENT": finapi.base_url,
@@ -455,7 +456,7 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     transactions = json.loads((tmp_path / "transactions.json").read_text())["transactions"]
     assert len(transactions) > 20
     assert re.search(r"^ *user alice of .* valid", shown.stdout, re.M) and "Berliner Sparkasse" in shown.stdout
-    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice"}
+    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice", None}
 
 
 def test_the_two_commands() -> None:
