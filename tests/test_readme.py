@@ -235,7 +235,7 @@ def test_async(run: Run, finapi: Sandbox, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("FINAPI_USERNAME", finapi.username)
     monkeypatch.setenv("FINAPI_PASSWORD", "her-password")
     monkeypatch.setenv("SSL_CERT_FILE", finapi.ca_bundle)  # where httpx looks
-    assert len(run("Async")["accounts"]) == 3
+    assert len(run("howto/httpx", "httpx and async code")["accounts"]) == 3
     assert finapi.count("/oauth/token", username=finapi.username) == 1
     assert finapi.count("/oauth/revoke", status=200) >= 1
 
