@@ -4,13 +4,12 @@ import json
 import os
 
 from celery import Celery
-from redis import Redis
 
-from finapi_session import FinapiSession, RedisStore, TokenEndpointError
+from finapi_session import FinapiSession, TokenEndpointError, open_store
 
 app = Celery("tasks", broker=os.environ["CELERY_BROKER"], backend=os.environ["CELERY_BACKEND"])
 passwords = json.loads(os.environ["FINAPI_PASSWORDS"])  # your vault
-client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"], socket_timeout=5)))
+client = FinapiSession.from_env(store=open_store(os.environ["REDIS_URL"]))
 
 
 @app.task(autoretry_for=(TokenEndpointError,), retry_backoff=True)

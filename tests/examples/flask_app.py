@@ -4,13 +4,12 @@ import json
 import os
 
 from flask import Flask, g, request
-from redis import Redis
 
-from finapi_session import FinapiError, FinapiSession, RedisStore
+from finapi_session import FinapiError, FinapiSession, open_store
 
 app = Flask(__name__)
 passwords = json.loads(os.environ["FINAPI_PASSWORDS"])  # your vault
-client = FinapiSession.from_env(store=RedisStore(Redis.from_url(os.environ["REDIS_URL"], socket_timeout=5)))
+client = FinapiSession.from_env(store=open_store(os.environ["REDIS_URL"]))
 
 
 @app.before_request
