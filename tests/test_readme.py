@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 import trustme
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -293,6 +294,18 @@ def test_stores(run: Run, finapi: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_
             assert namespace[name].get("key") == "value"
         namespace["redis"].client.close()
         namespace["database"].engine.dispose()
+
+
+def test_caches(run: Run) -> None:
+    """The key of the page tells users apart, and shows nobody's token; tests/test_caches.py has it in a cache."""
+    pytest.importorskip("requests_cache")
+    key_with_user = run("howto/caches", "requests-cache")["key_with_user"]
+    calls = [
+        requests.Request("GET", f"{SANDBOX.base_url}/x", headers={"Authorization": f"Bearer {token}"}).prepare()
+        for token in ("one", "one", "two")
+    ]
+    keys = [key_with_user(call, match_headers=True) for call in calls]
+    assert keys[0] == keys[1] != keys[2] and "one" not in keys[0]
 
 
 def test_the_store_of_ones_own() -> None:
