@@ -139,7 +139,7 @@ def test_the_docs_have_every_method_of_a_session() -> None:
     """What a session can do beyond requests.Session is told of there."""
     known = dir(requests.Session)
     further = {name for name in dir(FinapiSession) if not name.startswith("_") and name not in known}
-    assert further == {"user", "fetch_token", "revoke", "from_env", "pages"}
+    assert further == {"user", "made_for_user", "fetch_token", "revoke", "from_env", "pages"}
     assert sorted(name for name in further if f"``{name}(" not in PAGES) == []
 
 
