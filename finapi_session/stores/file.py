@@ -13,6 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_state_path
 
+from .folders import refuse_open_folder, refuse_open_way
+
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
 _LEFTOVER_SECONDS = 60.0
 
@@ -22,8 +24,9 @@ class FileStore:
 
     ``directory`` is made when it is first written to; by default it is ``finapi_session`` in the user's
     state folder. Locks are the operating system's: a killed process holds none. ``lock_timeout`` is how many
-    seconds a lock waits before it raises ``TimeoutError``. A folder that others may write, or that another
-    user owns, and a symbolic link in a file's place raise ``PermissionError``. A full or read-only disk
+    seconds a lock waits before it raises ``TimeoutError``. A folder that others may write to, or swap
+    because they may write to a parent of it (the rule is that of OpenSSH's ``StrictModes``), or that another user
+    owns, and a symbolic link in a file's place raise ``PermissionError``. A full or read-only disk
     raises ``OSError``, and the old value stays.
     """
 
@@ -37,7 +40,7 @@ class FileStore:
         """Return the value last set under *key*, or ``None``; ``ValueError`` if the file is not UTF-8."""
         path = self._path(key)
         try:
-            _refuse_open_folder(self.directory)
+            refuse_open_folder(self.directory)
             _refuse_link(path)
             return path.read_bytes().decode()
         except FileNotFoundError:
@@ -62,7 +65,7 @@ class FileStore:
     def delete(self, key: str) -> None:
         """Forget *key*; nothing happens if it is not there."""
         with suppress(FileNotFoundError):
-            _refuse_open_folder(self.directory)
+            refuse_open_folder(self.directory)
             self._path(key).unlink()
 
     @contextmanager
@@ -86,9 +89,12 @@ class FileStore:
 
     def _prepare(self, name: str) -> Path:
         folder = self.directory / name
+        # Nothing is made on a way that is not safe; what is not there yet is looked at once it is made.
+        with suppress(FileNotFoundError):
+            refuse_open_way(self.directory.parent)
         _make_private(folder)
-        _refuse_open_folder(self.directory)
-        _refuse_open_folder(folder)
+        refuse_open_folder(self.directory)
+        refuse_open_folder(folder)
         return folder
 
     def __repr__(self) -> str:
@@ -103,17 +109,6 @@ def _make_private(folder: Path) -> None:
     with suppress(FileExistsError):
         folder.mkdir(0o700)
         folder.chmod(0o700)
-
-
-def _refuse_open_folder(folder: Path) -> None:
-    """Raise ``PermissionError`` if others could plant or take a token in *folder*."""
-    info = folder.stat()
-    if not hasattr(os, "geteuid"):
-        return
-    if {info.st_uid, folder.lstat().st_uid} != {os.geteuid()}:
-        raise PermissionError(f"{folder} belongs to another user: name a folder of your own, FileStore('...')")
-    if info.st_mode & 0o022:
-        raise PermissionError(f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder")
 
 
 def _refuse_link(path: Path) -> None:

@@ -31,7 +31,9 @@ def test_a_store_loads_its_own_dependencies_only(name: str) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
     module = name.removesuffix("Store").lower()
-    ours = {module} | {"KeyringStore": {"file"}, "SQLStore": {"file"}, "EncryptedStore": {"protocol"}}.get(name, set())
+    files = {"file", "folders"}
+    more = {"FileStore": files, "KeyringStore": files, "SQLStore": files, "EncryptedStore": {"protocol"}}
+    ours = {module} | more.get(name, set())
     # redis-py loads cryptography where it is installed.
     theirs = DEPENDENCIES[name] | ({"cryptography"} if name == "RedisStore" else set())
     assert out == ["[]", str(sorted(ours)), str(sorted(theirs))]
