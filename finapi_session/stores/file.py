@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
-import time
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -17,6 +18,9 @@ from .folders import refuse_open_folder, refuse_open_way
 
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
 _LEFTOVER_SECONDS = 60.0
+_IN_FLIGHT = re.compile("[0-9a-f]{32}")
+# Where the system knows them (Windows does not): a link is not followed, and a pipe is opened at once.
+_READING = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
 
 
 class FileStore:
@@ -26,7 +30,7 @@ class FileStore:
     state folder. Locks are the operating system's: a killed process holds none. ``lock_timeout`` is how many
     seconds a lock waits before it raises ``TimeoutError``. A folder that others may write to, or swap
     because they may write to a parent of it (the rule is that of OpenSSH's ``StrictModes``), or that another user
-    owns, and a symbolic link in a file's place raise ``PermissionError``. A full or read-only disk
+    owns, and anything but a regular file in a file's place raise ``PermissionError``. A full or read-only disk
     raises ``OSError``, and the old value stays.
     """
 
@@ -41,8 +45,7 @@ class FileStore:
         path = self._path(key)
         try:
             refuse_open_folder(self.directory)
-            _refuse_link(path)
-            return path.read_bytes().decode()
+            return _read(path).decode()
         except FileNotFoundError:
             return None
 
@@ -51,8 +54,7 @@ class FileStore:
         path = self._path(key)
         # A folder of their own for new files, so that leftovers are found without listing a hundred thousand.
         incoming = self._prepare("incoming")
-        _refuse_link(path)
-        _sweep(incoming)
+        _refuse_other(path)
         new = incoming / secrets.token_hex(16)
         try:
             _write(new, value.encode())
@@ -72,7 +74,7 @@ class FileStore:
     def lock(self, key: str) -> Iterator[None]:
         """Exclude all threads and processes that want *key*, or raise ``TimeoutError``."""
         path = self._prepare("locks") / self._path(key).name
-        _refuse_link(path)
+        _refuse_other(path)
         # An object of its own for each holder: threads that share one would all be let in.
         lock = FileLock(path, mode=0o600, thread_local=False)
         try:
@@ -111,27 +113,52 @@ def _make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def _refuse_link(path: Path) -> None:
-    if path.is_symlink():
+def _refuse_other(path: Path) -> None:
+    """Raise ``PermissionError`` if *path* is there and is not a file: a pipe would make its reader wait for ever."""
+    with suppress(FileNotFoundError):
+        _refuse_mode(path, path.lstat().st_mode)
+
+
+def _refuse_mode(path: Path, mode: int) -> None:
+    if stat.S_ISLNK(mode):
         raise PermissionError(f"{path} is a symbolic link, not a token's file: remove it")
+    if not stat.S_ISREG(mode):
+        raise PermissionError(f"{path} is not a regular file, and so no token's: remove it")
+
+
+def _read(path: Path) -> bytes:
+    """Return what the file *path* holds; follows no link, and waits for nothing."""
+    _refuse_other(path)
+    with open(os.open(path, _READING), "rb") as file:
+        _refuse_mode(path, os.fstat(file.fileno()).st_mode)
+        return file.read()
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Make the file *path* with *data* in it, on the disk, and sweep its folder."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         os.chmod(path, 0o600)
+        # Before the data comes, which may need the leftovers' room.
+        _sweep(path.parent, os.fstat(file.fileno()).st_mtime)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what killed writers left in *folder*."""
-    oldest = time.time() - _LEFTOVER_SECONDS
+def _sweep(folder: Path, now: float) -> None:
+    """Remove what killed writers left in *folder*, where it is *now*: other clocks do not count."""
+    for entry in _entries(folder, _IN_FLIGHT):
+        with suppress(FileNotFoundError):
+            if now - entry.stat(follow_symlinks=False).st_mtime > _LEFTOVER_SECONDS:
+                os.unlink(entry)
+
+
+def _entries(folder: Path, name: re.Pattern[str]) -> Iterator[os.DirEntry[str]]:
+    """Yield the files in *folder* whose names are such as we give; what else is there is not ours."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(entry)
+            if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                yield entry
 
 
 def _sync(folder: Path) -> None:
