@@ -14,10 +14,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_state_path
 
+from ..seconds import positive_seconds
 from .folders import refuse_open_folder, refuse_open_way
 
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
 _LEFTOVER_SECONDS = 60.0
+_NAME = re.compile("[0-9a-f]{64}")
 _IN_FLIGHT = re.compile("[0-9a-f]{32}")
 # Where the system knows them (Windows does not): a link is not followed, and a pipe is opened at once.
 _READING = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -75,14 +77,59 @@ class FileStore:
         """Exclude all threads and processes that want *key*, or raise ``TimeoutError``."""
         path = self._prepare("locks") / self._path(key).name
         _refuse_other(path)
-        # An object of its own for each holder: threads that share one would all be let in.
-        lock = FileLock(path, mode=0o600, thread_local=False)
+        lock = _lock(path)
         try:
             lock.acquire(timeout=self.lock_timeout, poll_interval=0.02)
         except Timeout:
             raise TimeoutError(f"another thread or process held the lock for {self.lock_timeout:g} s") from None
         try:
             yield
+        finally:
+            lock.release()
+
+    def purge(self, older_than: float) -> int:
+        """Remove what nobody has set for *older_than* seconds, and return how many values that were.
+
+        A token that is used and need not be renewed is not set: choose more than a token and its refresh token live.
+        Locks without a value go with them. What is locked stays, and what is set meanwhile is not lost; ages are told
+        by the folder's clock. Raises ``ValueError`` or ``TypeError`` for what is no number of seconds above 0, and
+        what the other methods raise.
+        """
+        seconds = positive_seconds("older_than", older_than)
+        try:
+            refuse_open_folder(self.directory)
+        except FileNotFoundError:
+            return 0
+        oldest = self._now() - seconds
+        places = (self.directory, self._prepare("locks"))
+        names = {entry.name for folder in places for entry in _entries(folder, _NAME)}
+        return sum(self._purge(name, oldest) for name in names)
+
+    def _now(self) -> float:
+        """Return the time by the clock of the folder's disk, which may be another host's."""
+        new = self._prepare("incoming") / secrets.token_hex(16)
+        _write(new, b"")
+        try:
+            return new.stat().st_mtime
+        finally:
+            new.unlink()
+
+    def _purge(self, name: str, oldest: float) -> bool:
+        """Remove the value *name* if it is older, and its lock if it has no value; tell whether a value went."""
+        value, path = self.directory / name, self.directory / "locks" / name
+        if not _is_older(value, oldest):
+            return False
+        lock = _lock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        try:
+            removed = _remove(value, self.directory / "incoming" / secrets.token_hex(16), oldest)
+            if not value.exists():
+                # Whoever waits for this file finds that it has gone, and takes a new one.
+                path.unlink(missing_ok=True)
+            return removed
         finally:
             lock.release()
 
@@ -121,9 +168,9 @@ def _refuse_other(path: Path) -> None:
 
 def _refuse_mode(path: Path, mode: int) -> None:
     if stat.S_ISLNK(mode):
-        raise PermissionError(f"{path} is a symbolic link, not a token's file: remove it")
+        raise PermissionError(f"{path} is a symbolic link, not a regular file: remove it")
     if not stat.S_ISREG(mode):
-        raise PermissionError(f"{path} is not a regular file, and so no token's: remove it")
+        raise PermissionError(f"{path} is not a regular file: remove it")
 
 
 def _read(path: Path) -> bytes:
@@ -159,6 +206,36 @@ def _entries(folder: Path, name: re.Pattern[str]) -> Iterator[os.DirEntry[str]]:
         for entry in entries:
             if name.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 yield entry
+
+
+def _lock(path: Path) -> FileLock:
+    # An object of its own for each holder: threads that share one would all be let in.
+    return FileLock(path, mode=0o600, thread_local=False)
+
+
+def _is_older(path: Path, oldest: float) -> bool:
+    """Tell whether *path* was last written before *oldest*; what is not there was."""
+    try:
+        return path.lstat().st_mtime < oldest
+    except FileNotFoundError:
+        return True
+
+
+def _remove(path: Path, aside: Path, oldest: float) -> bool:
+    """Remove *path* if it is older; look once it is *aside*, where no writer replaces it. Tell whether it went."""
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return False
+    try:
+        if _is_older(aside, oldest):
+            return True
+        # It was set meanwhile. One that has been set since then is newer still, and stays.
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:

@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 
 from sqlalchemy import (
+    BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     MetaData,
@@ -22,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    literal_column,
     select,
     update,
 )
@@ -29,6 +32,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from ..redaction import Redacted
+from ..seconds import positive_seconds
 from .file import FileStore
 
 
@@ -55,8 +59,9 @@ class SQLStore:
     """Keeps each value in a row of ``table``, for PostgreSQL, MySQL, MariaDB and SQLite.
 
     :meth:`create_table` makes the table; otherwise migrations do, from ``store.table``: ``name`` (64
-    characters, the key's SHA-256, primary) and ``value`` (long text). ``lock_timeout`` is how many seconds a
-    lock waits before it raises ``TimeoutError``. Errors of the database are raised as SQLAlchemy's.
+    characters, the key's SHA-256, primary), ``value`` (long text) and ``updated`` (when it was set, in seconds since
+    1970 by the database's clock). A table without ``updated`` does, but :meth:`purge` needs it. ``lock_timeout`` is
+    how many seconds a lock waits before it raises ``TimeoutError``. Errors of the database are raised as SQLAlchemy's.
 
     A lock is the database's own and is freed with its holder: an advisory lock on PostgreSQL and MySQL, held
     by a connection that is taken out of the pool, so that even a pool of one serves the holder's ``get`` and
@@ -77,12 +82,14 @@ class SQLStore:
             MetaData(),
             Column("name", String(64), primary_key=True),
             Column("value", _LONG_TEXT, nullable=False),
+            Column("updated", BigInteger),
         )
         self.lock_timeout = lock_timeout
         self._row = self.table.c.name == bindparam("row")
         self._select = select(self.table.c.value).where(self._row)
         self._touch = update(self.table).where(self._row).values(name=self.table.c.name)
         self._process = os.getpid()
+        self._has_ages: bool | None = None
 
     def create_table(self) -> None:
         """Create the table if it is not there; several processes may do so at once."""
@@ -108,6 +115,28 @@ class SQLStore:
         with self._engine().begin() as connection:
             connection.execute(delete(self.table).where(self._row), {"row": _name(key)})
 
+    def purge(self, older_than: float) -> int:
+        """Remove what nobody has set for *older_than* seconds, and return how many values that were.
+
+        A token that is used and need not be renewed is not set: choose more than a token and its refresh token live.
+        Ages are told by the database's clock; rows without one, from before the table had the column, count from now
+        on. Raises ``ValueError`` or ``TypeError`` for what is no number of seconds above 0, ``LookupError`` if the
+        table has no column ``updated``, and the database's errors.
+        """
+        seconds = positive_seconds("older_than", older_than)
+        updated = self.table.c.updated
+        now: ColumnElement[int] = literal_column(_NOW[self.engine.dialect.name])
+        with self._engine().begin() as connection:
+            if not self._tells_ages(connection):
+                advice = f"run 'ALTER TABLE {self.table.name} ADD COLUMN updated BIGINT'"
+                raise LookupError(f"the table {self.table.name} has no column that tells ages: {advice}, then restart")
+            connection.execute(update(self.table).where(updated.is_(None)).values(updated=now))
+            gone = connection.execute(delete(self.table).where(updated < now - round(seconds))).rowcount
+            locks = _lock_folder(connection)
+        if locks is not None:
+            FileStore(locks).purge(older_than)
+        return gone
+
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Exclude every other holder of *key*, or raise ``TimeoutError``.
@@ -129,8 +158,8 @@ class SQLStore:
                         connection.close()
                     raise
                 return
-            file = connection.exec_driver_sql("PRAGMA database_list").all()[0][2]
-        with FileStore(f"{file}-locks", lock_timeout=self.lock_timeout).lock(name):
+            folder = _lock_folder(connection)
+        with FileStore(folder, lock_timeout=self.lock_timeout).lock(name):
             yield
 
     def _engine(self) -> Engine:
@@ -145,17 +174,30 @@ class SQLStore:
             # Servers log statements that fail, some drivers' with the values in them: this one has none.
             there = connection.execute(self._touch, {"row": _name(key)}).rowcount > 0
             if there:
-                change = update(self.table).where(self._row)
+                change = update(self.table).where(self._row).values(self._stamp(connection))
                 connection.execute(change, {"row": _name(key), "value": value})
             return there
 
     def _insert(self, key: str, value: str) -> bool:
         try:
             with self._engine().begin() as connection:
-                connection.execute(insert(self.table).values(name=_name(key), value=value))
+                row = {"name": _name(key), "value": value, **self._stamp(connection)}
+                connection.execute(insert(self.table).values(row))
         except IntegrityError:
             return False
         return True
+
+    def _stamp(self, connection: Connection) -> dict[str, ColumnElement[int]]:
+        """Return what to set beside a value; nothing in a table that has no place for it."""
+        return {"updated": literal_column(_NOW[connection.dialect.name])} if self._tells_ages(connection) else {}
+
+    def _tells_ages(self, connection: Connection) -> bool:
+        """Tell whether the table has the column ``updated``. The database is asked once, by *connection*."""
+        if self._has_ages is None:
+            # A statement that fails would end the transaction, and with it the lock.
+            columns = inspect(connection).get_columns(self.table.name)
+            self._has_ages = any(column["name"] == "updated" for column in columns)
+        return self._has_ages
 
     def _wait(self, connection: Connection, name: str) -> None:
         deadline = time.monotonic() + self.lock_timeout
@@ -181,6 +223,13 @@ def _in_memory(engine: Engine) -> bool:
     return database == ":memory:" or "mode=memory" in str(engine.url) or "file::memory:" in database
 
 
+def _lock_folder(connection: Connection) -> str | None:
+    """Return where SQLite's locks are, beside the database's file; ``None`` for a database that has locks."""
+    if connection.dialect.name != "sqlite":
+        return None
+    return f"{connection.exec_driver_sql('PRAGMA database_list').all()[0][2]}-locks"
+
+
 def _try_postgresql(connection: Connection, name: str) -> bool:
     # The transaction's own lock: it also holds behind a connection pooler that shares sessions out.
     number = int.from_bytes(bytes.fromhex(name)[:8], "big", signed=True)
@@ -195,4 +244,11 @@ _TRY_LOCK: dict[str, Callable[[Connection, str], bool]] = {
     "postgresql": _try_postgresql,
     "mysql": _try_mysql,
     "mariadb": _try_mysql,
+}
+# Whole seconds since 1970, by the database's clock: hosts may differ.
+_NOW = {
+    "sqlite": "CAST(strftime('%s', 'now') AS INTEGER)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)",
+    "mysql": "UNIX_TIMESTAMP()",
+    "mariadb": "UNIX_TIMESTAMP()",
 }
