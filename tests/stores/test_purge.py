@@ -1,4 +1,4 @@
-"""What nobody uses any more goes: ``purge`` of files and rows, lock files included."""
+"""What nobody uses any more goes: ``purge`` of files and rows, lock files included, and values that Redis ends."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 from sqlalchemy import BigInteger, create_engine, inspect, text
 
-from finapi_session import FileStore, SQLStore
+from finapi_session import FileStore, RedisStore, SQLStore
 
 from . import places
 
@@ -294,3 +295,33 @@ def test_without_a_table(tmp_path: Path) -> None:
     for call in (lambda: store.purge(DAY), lambda: store.set("key", "value")):
         with pytest.raises(Exception, match="finapi_session_tokens"):
             call()
+
+
+# --- Redis --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "error"), [junk for junk in JUNK if junk[0] is not None], ids=repr)
+def test_junk_expiries_are_refused(redis_socket: str, value: Any, error: type[Exception]) -> None:
+    """What is no number of seconds above 0 is an error that names the argument."""
+    with pytest.raises(error, match="expire_after must be a number of seconds above 0"):
+        RedisStore(places.redis_client(redis_socket), expire_after=value)
+
+
+def test_values_end_by_themselves(redis_socket: str, fresh_name: str) -> None:
+    """Redis forgets a value so many seconds after it was last set; each ``set`` begins anew."""
+    store = RedisStore(places.redis_client(redis_socket), fresh_name, expire_after=0.5)
+    store.set("key", "value")
+    for _ in range(3):
+        time.sleep(0.3)
+        store.set("key", "value")
+    assert store.get("key") == "value"
+    places.wait_until(lambda: store.get("key") is None, 2)
+
+
+@pytest.mark.parametrize("expire_after", [None, 1e300, 1e-9])
+def test_extreme_expiries(redis_socket: str, fresh_name: str, expire_after: float | None) -> None:
+    """Without one a value stays; one beyond what Redis counts is as long as it can; the shortest is a millisecond."""
+    client: Redis = places.redis_client(redis_socket)
+    RedisStore(client, fresh_name, expire_after=expire_after).set("key", "value")
+    left: Any = client.pttl(f"{fresh_name}token:key")
+    assert left == -1 if expire_after is None else left > 1e12 if expire_after > 1 else left in (-2, 0, 1)
