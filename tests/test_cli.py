@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import re
 import select
 import shlex
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -1000,3 +1002,144 @@ def test_users_are_told_apart_as_finapi_does() -> None:
     one, same, other = (Login.of(client, name, SANDBOX) for name in ("ÄnnA", "ÄNNa", "änna"))
     assert one == same and one.key == same.key
     assert one != other and one.key != other.key
+
+
+# --- a database file, a keyring, an index that somebody else may have made ------------------------------------------
+
+
+@pytest.fixture
+def open_machine(environ: dict[str, str], tmp_path: Path) -> tuple[dict[str, str], Path]:
+    """A folder in which every user may search, and the environment."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    return environ, tmp_path
+
+
+def planted(folder: Path, owner: int, mode: int, name: str = "tokens.db") -> Path:
+    """Put a database with a table like ours into *folder*, of that owner and mode."""
+    path = folder / name
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE finapi_session_tokens (name VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL)")
+    os.chown(path, owner, owner)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be someone else")
+@pytest.mark.parametrize(
+    ("owner", "mode", "advice"),
+    [
+        (4242, 0o600, "belongs to another user: name a file of your own"),
+        (4242, 0o666, "belongs to another user"),
+        (0, 0o666, "others may open {}: run 'chmod 600 {}'"),
+        (0, 0o644, "others may open {}: run 'chmod 600 {}'"),
+        (0, 0o660, "others may open {}: run 'chmod 600 {}'"),
+    ],
+)
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite:///file:{}?uri=true", "sqlite:///{}/../tokens.db"])
+def test_a_database_file_that_others_may_open(
+    open_machine: tuple[dict[str, str], Path], owner: int, mode: int, advice: str, url: str
+) -> None:
+    """A SQLite file of another user, or that others may open, gets no token, whatever the URL calls it."""
+    environ, folder = open_machine
+    (folder / "sub").mkdir()
+    path = planted(folder, owner, mode)
+    place = str(folder / "sub") if ".." in url else str(path)
+    result = run(environ, "--store", url.format(place), "token")
+    assert result.returncode == 5 and result.stdout == ""
+    said = the_line(result)
+    assert advice.partition("{}")[0] in said and ("chmod" not in advice or "chmod 600" in said)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM finapi_session_tokens").fetchone() == (0,)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be someone else")
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_database_in_a_folder_that_others_may_write_to(open_machine: tuple[dict[str, str], Path], mode: int) -> None:
+    """Beside the file others could plant a journal, which SQLite would play back; nothing is made there."""
+    environ, folder = open_machine
+    shared = folder / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    result = run(environ, "--store", f"sqlite:///{shared}/tokens.db", "token")
+    assert result.returncode == 5 and f"others may write to {shared}" in the_line(result)
+    assert not list(shared.iterdir())
+
+
+def test_a_database_of_ones_own(environ: dict[str, str], tmp_path: Path) -> None:
+    """One's own file goes on working, by a URI too, which is made for its owner alone as well."""
+    for url in (f"sqlite:///{tmp_path}/a.db", f"sqlite:///file:{tmp_path}/b%20b.db?uri=true"):
+        assert run(environ, "--store", url, "token").stdout == run(environ, "--store", url, "token").stdout
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {"a.db": 0o600, "b b.db": 0o600}
+
+
+def test_a_keyring_in_plain_text_is_no_store(vault: Callable[[float], dict[str, str]], tmp_path: Path) -> None:
+    """``--store keyring`` on a stopgap is exit code 5 and says what to do; nothing is written to it."""
+    machine = {**vault(0.5), "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}
+    result = run(machine, "--store", "keyring", "token")
+    assert result.returncode == 5 and result.stdout == ""
+    assert "Vault" in the_line(result) and "plain text" in the_line(result)
+    assert "install a vault" in the_line(result) and "--store file" in the_line(result)
+    assert "plaintext=True" not in the_line(result) and not (tmp_path / "vault.json").exists()
+
+
+def index_of(home: Path) -> Path:
+    """Return the file with the list of identities."""
+    folder = home / ".local/state/finapi_session"
+    [path] = [file for file in folder.iterdir() if file.is_file() and file.read_text().startswith("[")]
+    return path
+
+
+JUNK_ENTRIES: list[Any] = [
+    {"base_url": "not an address"},
+    {"base_url": "http://127.0.0.1"},
+    {"base_url": 7},
+    {"oauth_path": "oauth"},
+    {"client_id": 7},
+    {"username": ["anna"]},
+    {"key": None},
+    {"more": "x"},
+    "junk",
+    None,
+]
+
+
+@pytest.mark.parametrize("change", JUNK_ENTRIES, ids=str)
+def test_junk_in_the_index(environ: dict[str, str], bare_machine: Path, change: Any) -> None:
+    """An entry that is none is skipped with one warning; the others are listed, and the next login drops it."""
+    run(environ, "token")
+    path = index_of(bare_machine)
+    [entry] = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, **change} if isinstance(change, dict) else change, entry]))
+    result = run(environ, "status")
+    assert result.returncode == 0 and result.stdout.startswith("1 identity in "), result.stderr
+    assert the_line(result) == "1 entry in the list of logins cannot be read and is skipped."
+    assert run(environ, "logout", "--client").returncode == 0
+    assert run(environ, "status").stderr == ""
+
+
+def test_an_index_that_is_no_list(environ: dict[str, str], bare_machine: Path) -> None:
+    """What is no list at all is an empty one, with a warning."""
+    run(environ, "token")
+    index_of(bare_machine).write_text('["')
+    result = run(environ, "status")
+    assert result.returncode == 0 and result.stdout.startswith("No identities in ")
+    assert the_line(result) == "The list of logins cannot be read and is taken for empty."
+
+
+EVIL = "anna\x1b]0;owned\x07\n\u202eevil\x9b2J"
+
+
+@pytest.mark.parametrize("field", ["username", "client_id"])
+def test_names_in_the_index_reach_no_terminal_raw(environ: dict[str, str], bare_machine: Path, field: str) -> None:
+    """Whoever can write to the store cannot move the cursor, hide a line or turn the writing around."""
+    run(environ, "token")
+    path = index_of(bare_machine)
+    [entry] = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, field: EVIL}]))
+    for arguments in (("status",), ("status", "--json"), ("logout", "--all")):
+        result = run(environ, *arguments)
+        shown = result.stdout + result.stderr
+        assert all(character.isprintable() or character == "\n" for character in shown), shown
+        assert "owned" in shown and "\nevil" not in shown

@@ -16,7 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import click
 from click.core import ParameterSource
@@ -26,11 +28,16 @@ from ..environment import Environment
 from ..errors import FinapiError, LoginRequiredError
 from ..events import TokenEvent
 from ..identity import folded
+from ..redaction import printable
 from ..session import FinapiSession
+from ..stores.folders import refuse_open_file, refuse_shared_folder
 from ..stores.protocol import TokenStore
 from ..tokens import Token
 from . import output
 from .logins import Client, Login, Logins, StorageError, forget_client, keep_client, kept_client
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -79,7 +86,7 @@ class Settings:
     @cached_property
     def logins(self) -> Logins:
         """The identities in the store."""
-        return Logins(self.store)
+        return Logins(self.store, lambda what: click.echo(f"finapi-session: {what}", err=True))
 
     def client(self, environment: Environment, client_id: str | None = None) -> Client:
         """Return the client of the environment's variables, or the one that ``login`` kept.
@@ -136,10 +143,21 @@ def open_store(name: str) -> TokenStore:
         except RuntimeError:
             raise click.BadParameter("there is no such home folder: use file:FOLDER") from None
     if name in ("keyring", "memory"):
-        return stores.KeyringStore() if name == "keyring" else stores.MemoryStore()
+        return _keyring_store() if name == "keyring" else stores.MemoryStore()
     if "://" not in name:
         raise click.BadParameter(f"--store is {_STORES}")
     return _redis_store(name) if kind in ("redis", "rediss", "unix") else _sql_store(name)
+
+
+def _keyring_store() -> TokenStore:
+    from ..stores.keyring import KeyringStore
+
+    try:
+        return KeyringStore()
+    except ValueError as error:
+        what = str(error).partition(":")[0]
+        advice = "install a vault for it (such as Secret Service), or choose --store file"
+        raise StorageError(f"{what}: {advice}") from None
 
 
 def _redis_store(url: str) -> TokenStore:
@@ -162,21 +180,33 @@ def _sql_store(url: str) -> TokenStore:
     try:
         engine = create_engine(url)
         store = SQLStore(engine)
-        _make_private(engine.dialect.name, str(engine.url.database))
+        if engine.dialect.name == "sqlite":
+            _make_private(engine)
         store.create_table()
     except (ArgumentError, ValueError):
         raise click.BadParameter("--store is not a URL that SQLAlchemy and SQLStore understand") from None
-    except ImportError:
+    except (ImportError, StorageError):
         raise
     except Exception as error:  # drivers raise of their own, too
         raise StorageError(f"the database of --store fails ({type(error).__name__}): mend it") from None
     return store
 
 
-def _make_private(kind: str, path: str) -> None:
-    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode."""
-    if kind == "sqlite" and not path.startswith("file:"):
+def _make_private(engine: Engine) -> None:
+    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode.
+
+    One that others may open, or put a journal beside, which SQLite would play back, is a :class:`StorageError`.
+    """
+    name = str(engine.url.database)
+    path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name).absolute()
+    try:
+        refuse_shared_folder(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with engine.connect() as connection:
+            # SQLite itself tells which file it is; it has read nothing of it yet.
+            refuse_open_file(Path(connection.exec_driver_sql("PRAGMA database_list").all()[0][2]))
+    except PermissionError as error:
+        raise StorageError(str(error)) from None
 
 
 def _named(_context: click.Context, _parameter: click.Parameter, name: str) -> Environment:
@@ -359,8 +389,10 @@ def status(settings: Settings, as_json: bool) -> None:
     click.echo(f"{len(rows) or 'No'} {'identity' if len(rows) == 1 else 'identities'} in {store}")
     for row in rows:
         renewable = ", renewed without a password" if row["renewable"] else ""
-        who = f"user {row['username']} of client" if row["username"] else "client"
-        click.echo(f"  {who} {row['client_id']} at {row['environment']}:", nl=False)
+        # Whoever can write to the store may have put them there: a terminal would obey control characters.
+        client, user = printable(row["client_id"]), printable(row["username"])
+        who = f"user {user} of client" if user else "client"
+        click.echo(f"  {who} {client} at {row['environment']}:", nl=False)
         click.echo(f" {_TOKEN[str(row['token'])]}{_for(row['expires_in'])}{renewable}")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..environment import Environment
 from ..identity import Credentials, folded, label
@@ -59,11 +59,13 @@ class Login:
 class Logins:
     """The identities of which *store* keeps tokens, listed in the store itself. Raises :class:`StorageError`.
 
-    A store cannot list its keys, and tells from none of them whose token is under it.
+    A store cannot list its keys, and tells from none of them whose token is under it. Others may be able to write to
+    it: an entry that is none is skipped, and *warn* is told of it once.
     """
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: TokenStore, warn: Callable[[str], object]) -> None:
         self._store = store
+        self._warn: Callable[[str], object] | None = warn
 
     def all(self) -> list[Login]:
         """Return all of them, users after their client. An index that cannot be read is an empty one."""
@@ -93,12 +95,28 @@ class Logins:
             return NOTHING
 
     def _listed(self) -> list[Login]:
+        entries = self._entries()
+        logins = [login for login in map(_read, entries) if login is not None]
+        if junk := len(entries) - len(logins):
+            many = f"{junk} entries in the list of logins cannot be read and are skipped."
+            self._tell("1 entry in the list of logins cannot be read and is skipped." if junk == 1 else many)
+        return sorted(logins, key=lambda login: (login.base_url, login.client_id, login.username or ""))
+
+    def _entries(self) -> list[object]:
         text = self._store.get(_INDEX)
         try:
-            logins = [Login(**entry) for entry in json.loads(text or "[]")]
-            return sorted(logins, key=lambda login: (login.base_url, login.client_id, login.username or ""))
-        except (ValueError, TypeError):
-            return []
+            entries = json.loads(text or "[]")
+        except (ValueError, RecursionError):
+            entries = None
+        if isinstance(entries, list):
+            return entries
+        self._tell("The list of logins cannot be read and is taken for empty.")
+        return []
+
+    def _tell(self, what: str) -> None:
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            warn(what)
 
     def _write(self, logins: list[Login]) -> None:
         if logins:
@@ -115,6 +133,16 @@ class Logins:
             reason = str(error) if isinstance(error, OSError) else type(error).__name__
             what = f"the store {self._store!r} fails: {reason}. Mend it, or choose another --store."
             raise StorageError(what) from None
+
+
+def _read(entry: Any) -> Login | None:
+    """Return the login that *entry* of the list is, or ``None`` for junk."""
+    try:
+        login = Login(**entry)
+        texts = (login.client_id, login.key, "" if login.username is None else login.username)
+        return login if login.environment and all(isinstance(text, str) for text in texts) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def kept_client(environment: Environment) -> Client | None:

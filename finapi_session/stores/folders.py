@@ -41,12 +41,32 @@ def refuse_open_way(folder: Path) -> None:
     for place, info in _way(folder) if hasattr(os, "geteuid") else ():
         if info.st_uid not in (0, os.geteuid()):
             raise PermissionError(f"{place} belongs to another user, who could swap {folder}: name another folder")
-        if others_may_write(info) and not info.st_mode & stat.S_ISVTX:
+        if _others_may_write(info) and not info.st_mode & stat.S_ISVTX:
             advice = f"run 'chmod go-w {place}', or name another folder"
             raise PermissionError(f"others may write to {place}, and so swap {folder}: {advice}")
 
 
-def others_may_write(info: os.stat_result) -> bool:
+def refuse_shared_folder(folder: Path) -> None:
+    """Raise ``PermissionError`` if other users could put a file into *folder*, or swap it."""
+    refuse_open_way(folder)
+    if hasattr(os, "geteuid") and _others_may_write(folder.stat()):
+        raise PermissionError(f"others may write to {folder}: name a file in a folder of your own")
+
+
+def refuse_open_file(path: Path) -> None:
+    """Raise ``PermissionError`` unless *path* is this user's, and nobody else may open it or what lies beside it."""
+    if not hasattr(os, "geteuid"):
+        return
+    info, real = path.stat(), Path(os.path.realpath(path))
+    if info.st_uid != os.geteuid():
+        raise PermissionError(f"{real} belongs to another user: name a file of your own")
+    if info.st_mode & 0o077:
+        raise PermissionError(f"others may open {real}: run 'chmod 600 {real}', or name another file")
+    refuse_open_way(path)
+    refuse_shared_folder(real.parent)
+
+
+def _others_may_write(info: os.stat_result) -> bool:
     """Tell whether anybody but the owner and root may write to the file or folder; links cannot be written to."""
     if stat.S_ISLNK(info.st_mode):
         return False
