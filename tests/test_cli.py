@@ -1143,3 +1143,74 @@ def test_names_in_the_index_reach_no_terminal_raw(environ: dict[str, str], bare_
         shown = result.stdout + result.stderr
         assert all(character.isprintable() or character == "\n" for character in shown), shown
         assert "owned" in shown and "\nevil" not in shown
+
+
+# --- purge --------------------------------------------------------------------------------------------------------
+
+
+def grow_old(folder: Path, days: int) -> None:
+    """Make all files in *folder* that old."""
+    then = time.time() - days * 86_400
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_purge_of_files(anna: dict[str, str], bare_machine: Path) -> None:
+    """``purge`` removes what is older, lists it no longer, keeps the list itself, and says how many went."""
+    folder = bare_machine / ".local/state/finapi_session"
+    run(anna, "token")
+    run(anna, "token", "--client")
+    grow_old(folder, 89)
+    result = run(anna, "purge", "--older-than", "90d")
+    assert result.returncode == 0 and result.stdout == "Nothing is older than 90d.\n"
+    assert run(anna, "status").stdout.startswith("2 identities in ")
+    grow_old(folder, 91)
+    [hers] = [path for path in folder.glob("?" * 64) if '"refresh_token": "' in path.read_text()]
+    os.utime(hers)
+    result = run(anna, "purge", "--older-than", "90d")
+    assert result.returncode == 0 and re.fullmatch(r"Removed \d values? older than 90d.\n", result.stdout)
+    status = run(anna, "status").stdout
+    assert status.startswith("1 identity in ") and "anna.schmidt" in status
+
+
+def test_purge_of_a_database(anna: dict[str, str], tmp_path: Path) -> None:
+    """It does the same in a database."""
+    store = ("--store", f"sqlite:///{tmp_path}/tokens.db")
+    run(anna, *store, "token")
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
+    assert run(anna, *store, "purge", "--older-than", "3h").stdout == "Nothing is older than 3h.\n"
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
+    assert run(anna, *store, "purge", "--older-than", "60m").stdout.startswith("Removed ")
+    assert run(anna, *store, "status").stdout.startswith("No identities in ")
+
+
+def test_purge_of_a_table_without_ages(anna: dict[str, str], tmp_path: Path) -> None:
+    """A table from before says which statement it needs."""
+    planted(tmp_path, os.geteuid(), 0o600)
+    result = run(anna, "--store", f"sqlite:///{tmp_path}/tokens.db", "purge", "--older-than", "1d")
+    assert result.returncode == 5 and "ALTER TABLE finapi_session_tokens ADD COLUMN updated BIGINT" in the_line(result)
+
+
+@pytest.mark.parametrize("given", ["0d", "-1d", "90", "d", "1y", "nan d", "", "1e400d", "٣d"])
+def test_purge_with_a_junk_age(environ: dict[str, str], given: str) -> None:
+    """What is no age is wrong usage, and the option is named."""
+    result = run(environ, "purge", "--older-than", given)
+    assert result.returncode == 2 and "'--older-than'" in the_line(result) and "such as 90d" in the_line(result)
+
+
+@pytest.mark.parametrize(("store", "said"), [("memory", "nothing"), ("redis://127.0.0.1:9", "expire_after")])
+def test_purge_of_a_store_that_has_none(environ: dict[str, str], store: str, said: str) -> None:
+    """A store that ends its values in another way, or with the process, says so."""
+    result = run(environ, "--store", store, "purge", "--older-than", "90d")
+    assert result.returncode == 2 and said in the_line(result)
+
+
+def test_purge_of_a_folder_that_others_may_write_to(environ: dict[str, str], tmp_path: Path) -> None:
+    """What the store refuses is exit code 5, with what to do."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    result = run(environ, "--store", f"file:{folder}", "purge", "--older-than", "90d")
+    assert result.returncode == 5 and f"chmod 700 {folder}" in the_line(result)

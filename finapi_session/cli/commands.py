@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -471,6 +472,37 @@ def _list_client(settings: Settings, client: Client, environment: Environment) -
     kept = kept_client(environment)
     if kept is not None and (kept.client_id, environment.token_url) not in here:
         forget_client(environment)
+
+
+@commands.command()
+@click.option("--older-than", "age", metavar="AGE", required=True, help="Such as 90d, 12h, 30m or 45s.")
+@click.pass_obj
+def purge(settings: Settings, age: str) -> None:
+    """Remove from the store what nobody has set for long, with its lock files. Revokes nothing.
+
+    A token that is used and need not be renewed is not set: choose more than a token and its refresh token live.
+    """
+    seconds, remove = _seconds(age), getattr(settings.store, "purge", None)
+    if remove is None:
+        raise click.UsageError(_NO_PURGE)
+    removed = settings.logins.purge(seconds, remove)
+    values = "1 value" if removed == 1 else f"{removed} values"
+    click.echo(f"Removed {values} older than {age}." if removed else f"Nothing is older than {age}.")
+
+
+_NO_PURGE = (
+    "purge is for files and databases: Redis ends values by itself, with RedisStore(expire_after=...), a keyring is "
+    "emptied by 'logout', and memory keeps nothing"
+)
+_AGE = re.compile("([1-9][0-9]{0,8})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(age: str) -> float:
+    found = _AGE.fullmatch(age)
+    if found is None:
+        raise click.BadParameter("write it as a number and s, m, h or d, such as 90d", param_hint="'--older-than'")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 @commands.command()

@@ -85,6 +85,15 @@ class Logins:
             self._write([other for other in self._listed() if other != login])
             self._store.delete(login.key)
 
+    def purge(self, older_than: float, purge: Callable[[float], int]) -> int:
+        """Call the store's *purge*, and list nobody whose token went. Return how many values went."""
+        with self._storing(), self._store.lock(_INDEX):
+            # The list is in use, however long nobody has logged in.
+            self._write(self._listed())
+            removed = purge(older_than)
+            self._write([login for login in self._listed() if self._store.get(login.key) is not None])
+        return removed
+
     def record(self, login: Login) -> Record:
         """Return what the store keeps of *login*."""
         with self._storing():
@@ -130,7 +139,8 @@ class Logins:
             yield
         except Exception as error:
             # Other libraries' texts may hold the store's own password.
-            reason = str(error) if isinstance(error, OSError) else type(error).__name__
+            ours = isinstance(error, OSError) or type(error) is LookupError
+            reason = str(error) if ours else type(error).__name__
             what = f"the store {self._store!r} fails: {reason}. Mend it, or choose another --store."
             raise StorageError(what) from None
 
