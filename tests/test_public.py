@@ -257,3 +257,36 @@ def test_the_oldest_versions_are_tested() -> None:
     floors = re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE)
     pins = re.findall(r"^([\w-]+)==([\d.]+)", tox["testenv:oldest"]["deps"], re.MULTILINE)
     assert set(pins) == set(floors)
+
+
+def audit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the audit of the lowest versions, as ``tox -e audit`` does, by its record alone."""
+    return subprocess.run(
+        [sys.executable, ROOT / ".ci" / "audit", "--recorded", *arguments], capture_output=True, text=True
+    )
+
+
+def test_the_oldest_versions_have_no_published_weakness() -> None:
+    """No version that ``setup.cfg`` allows has a weakness on record, but those that are accepted with a reason."""
+    result = audit()
+    assert (result.returncode, result.stderr) == (0, "") and "0 that count" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "said"),
+    [
+        ("requests>=2.33,", "requests>=2.32.3,", "Python 3.12: requests 2.32.3 has CVE-2026-25645, ended in 2.33.0"),
+        ("cryptography>=50,", "cryptography>=46.0.7,", "Python 3.13: cryptography 46.0.7 has CVE-2026-69247"),
+        ("filelock>=4.2.1,", "filelock>=4.0,", "Python 3.11: filelock 4.0 has CVE-2026-112909, ended in 4.2.1"),
+    ],
+)
+def test_a_lower_floor_is_found(tmp_path: Path, now: str, then: str, said: str) -> None:
+    """One that is lowered is named; what is accepted on Python 3.10 is accepted nowhere else."""
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "advisories.tsv").write_text((ROOT / ".ci" / "advisories.tsv").read_text())
+    setup = (ROOT / "setup.cfg").read_text()
+    assert now in setup
+    (tmp_path / "setup.cfg").write_text(setup.replace(now, then))
+    result = audit(str(tmp_path))
+    assert result.returncode == 1 and said in result.stdout
+    assert ("Python 3.10: filelock" in result.stdout) is False
