@@ -312,6 +312,15 @@ def test_request_hides_a_token_that_finapi_repeats(environ: dict[str, str], sand
     assert token not in result.stdout + result.stderr and "[redacted]" in result.stdout
 
 
+@pytest.mark.parametrize("status", [200, 404])
+def test_request_hides_a_token_in_the_request_id(environ: dict[str, str], sandbox: Sandbox, status: int) -> None:
+    """An answer's request id that repeats the token is shown without it, whatever its status."""
+    token = run(environ, "token").stdout.strip()
+    sandbox.answer_next(status, path="/api/v2/banks", headers={"X-Request-Id": f"id {token}"})
+    result = run(environ, "request", "GET", "/api/v2/banks")
+    assert "request id id [redacted]" in result.stderr and token not in result.stderr + result.stdout
+
+
 def test_request_is_redirected_without_its_token(environ: dict[str, str], sandbox: Sandbox) -> None:
     """A redirect to another origin is followed without the token, and its refusal is shown as it came."""
     elsewhere = sandbox.base_url.replace("127.0.0.1", "localhost") + "/api/v2/banks"

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import click
 import requests
 
-from ..error_body import raise_for_error, read_object
+from ..error_body import raise_for_error, read_object, sent_tokens
 from ..errors import ApiError
 from ..redaction import printable
 from ..session import FinapiSession
@@ -60,7 +60,8 @@ def tell(response: requests.Response) -> None:
     answer = f"HTTP {response.status_code} {printable(response.reason) or ''}".rstrip()
     request_id = response.headers.get("X-Request-Id") or response.request.headers.get("X-Request-Id")
     milliseconds = response.elapsed.total_seconds() * 1000
-    click.echo(f"{answer}, request id {printable(request_id)}, {milliseconds:.0f} ms", err=True)
+    shown_id = printable(request_id, sent_tokens(response))
+    click.echo(f"{answer}, request id {shown_id}, {milliseconds:.0f} ms", err=True)
 
 
 def show(response: requests.Response) -> int:
