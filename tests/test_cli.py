@@ -572,6 +572,8 @@ def test_a_database_that_is_down(environ: dict[str, str]) -> None:
     """A database that cannot be opened is exit code 5, without its URL and the password in it."""
     result = run(environ, "--store", "sqlite:////no/such/folder/x.db", "token")
     assert result.returncode == 5 and "/no/such" not in the_line(result)
+    result = run(environ, "--store", "postgresql+psycopg://me:my-password@127.0.0.1:9/x", "token")
+    assert result.returncode == 5 and "OperationalError" in the_line(result) and "my-password" not in result.stderr
 
 
 def test_a_database_file_is_its_owners(environ: dict[str, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finapi_session import FileStore
-from finapi_session.stores.folders import refuse_open_way
+from finapi_session.stores.folders import refuse_open_file, refuse_open_folder, refuse_open_way, refuse_shared_folder
 
 from . import places
 
@@ -226,3 +226,32 @@ def test_a_user_whom_the_system_does_not_know(of_nobody: Path) -> None:
     os.chown(of_nobody, MALLORY, MALLORY)
     of_nobody.chmod(0o775)
     assert as_user(MALLORY, lambda: refused(FileStore(of_nobody / "tokens"), "others may write to"))
+
+
+def test_where_there_are_no_users(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no such modes: folders and files are taken as they are, and must only be there."""
+    monkeypatch.delattr(os, "geteuid")
+    place.chmod(0o777)
+    (place / "file").touch(0o666)
+    refuse_shared_folder(place)
+    refuse_open_file(place / "file")
+    refuse_open_folder(place)
+    with pytest.raises(FileNotFoundError):
+        refuse_open_folder(place / "missing")
+
+
+def test_a_file_behind_a_link(place: Path) -> None:
+    """A link to a file is as safe as the file, and the way to both: one that others may swap is refused."""
+    shared = place / "shared"
+    shared.mkdir()
+    target, link = shared / "file", place / "link"
+    target.touch(0o600)
+    link.symlink_to(target)
+    refuse_open_file(link)
+    target.chmod(0o604)
+    with pytest.raises(PermissionError, match=f"others may open {target}: run 'chmod 600 {target}'"):
+        refuse_open_file(link)
+    target.chmod(0o600)
+    shared.chmod(0o1777)
+    with pytest.raises(PermissionError, match=f"others may write to {shared}"):
+        refuse_open_file(link)
