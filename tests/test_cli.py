@@ -1192,6 +1192,10 @@ def test_purge_of_a_database(anna: dict[str, str], tmp_path: Path) -> None:
         connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
     assert run(anna, *store, "purge", "--older-than", "3h").stdout == "Nothing is older than 3h.\n"
     with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 90000 WHERE value LIKE '[%'")
+    assert run(anna, *store, "purge", "--older-than", "1d").stdout == "Nothing is older than 1d.\n"
+    assert "anna.schmidt" in run(anna, *store, "status").stdout
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
         connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
     assert run(anna, *store, "purge", "--older-than", "60m").stdout.startswith("Removed ")
     assert run(anna, *store, "status").stdout.startswith("No identities in ")
