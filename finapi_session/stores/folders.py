@@ -6,7 +6,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+
+# Windows has neither. They are loaded now: later a service may have given up the right to read them.
+with suppress(ImportError):
+    import grp
+    import pwd
 
 # As Linux has it.
 _MOST_LINKS = 40
@@ -96,9 +102,6 @@ def _seen(place: Path) -> os.stat_result:
 
 def _is_private(group: int) -> bool:
     """Tell whether *group* has this user only: many systems make such a group for each user."""
-    import grp
-    import pwd
-
     try:
         name, members = pwd.getpwuid(os.geteuid()).pw_name, set(grp.getgrgid(group).gr_mem)
     except KeyError:
