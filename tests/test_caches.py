@@ -1,4 +1,4 @@
-"""HTTP caches in front of a session: what they mix up, and the recipes of docs/security.rst that keep users apart."""
+"""HTTP caches in front of a session: what they mix up, and the recipes of docs/howto/caches.rst that help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from finapi_session import FinapiSession
 from finapi_session.testing import Sandbox
 
-PAGE = (Path(__file__).parents[1] / "docs" / "security.rst").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "caches.rst").read_text(encoding="utf-8")
 
 
 def recipe(name: str) -> str:
@@ -119,7 +119,7 @@ def test_the_recipe_for_cachecontrol(bank: Sandbox) -> None:
 
 
 def test_the_cookies_of_a_client_that_calls_for_a_user(sandbox: Sandbox) -> None:
-    """``client.get(url, auth=alice.auth)`` sends the client session's cookies, as the README says; hers does not."""
+    """``client.get(url, auth=alice.auth)`` sends the client session's cookies, as the docs say; hers does not."""
     with sandbox.session() as client, client.user("alice", "her-password") as alice:
         client.cookies.set("whose", "the-clients", domain="127.0.0.1")
         by_client = client.get("/api/v2/users", auth=alice.auth)

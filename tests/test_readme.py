@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 import trustme
 from docutils import nodes
 from docutils.core import publish_doctree
@@ -295,6 +296,18 @@ def test_stores(run: Run, finapi: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_
         namespace["database"].engine.dispose()
 
 
+def test_caches(run: Run) -> None:
+    """The key of the page tells users apart, and shows nobody's token; tests/test_caches.py has it in a cache."""
+    pytest.importorskip("requests_cache")
+    key_with_user = run("howto/caches", "requests-cache")["key_with_user"]
+    calls = [
+        requests.Request("GET", f"{SANDBOX.base_url}/x", headers={"Authorization": f"Bearer {token}"}).prepare()
+        for token in ("one", "one", "two")
+    ]
+    keys = [key_with_user(call, match_headers=True) for call in calls]
+    assert keys[0] == keys[1] != keys[2] and "one" not in keys[0]
+
+
 def test_the_store_of_ones_own() -> None:
     """The store over Django's cache is the one that passes the store contract in ``tests/stores``."""
     shown = blocks("howto/own-store", "A store of your own")[0].code
@@ -522,7 +535,7 @@ def test_every_link_to_a_file_leads_there() -> None:
 
 def test_every_page_is_in_the_readme_or_a_list() -> None:
     """No page is lost: each is linked from the README or stands in a toctree."""
-    listed = set(re.findall(r"<docs/([^>]+)\.rst>", TEXTS["README"])) | {"README", "index", "promises", "security"}
+    listed = set(re.findall(r"<docs/([^>]+)\.rst>", TEXTS["README"])) | {"README", "index"}
     for name, text in TEXTS.items():
         folder = f"{name.rpartition('/')[0]}/".lstrip("/")
         listed |= {folder + entry for entry in re.findall(r"^    ([\w/-]+)$", text, re.M)}
