@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import Mock
 
@@ -578,11 +579,11 @@ def test_a_database_that_is_down(environ: dict[str, str]) -> None:
 
 
 def test_a_database_file_is_its_owners(environ: dict[str, str], tmp_path: Path) -> None:
-    """A SQLite database that a command makes is for its owner alone, whatever the umask; a URI is left to SQLite."""
+    """A SQLite database that a command makes is for its owner alone, whatever the umask, by a URI, too."""
     result = run(environ, "--store", f"sqlite:///{tmp_path}/tokens.db", "token")
     assert result.returncode == 0 and stat.S_IMODE((tmp_path / "tokens.db").stat().st_mode) == 0o600
     assert run(environ, "--store", f"sqlite:///file:{tmp_path}/other.db?uri=true", "token").returncode == 0
-    assert (tmp_path / "other.db").is_file()
+    assert stat.S_IMODE((tmp_path / "other.db").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -1140,15 +1141,17 @@ def test_help_needs_no_requests(arguments: list[str]) -> None:
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE).stdout
     assert told.endswith("\n0 []\n") and "finapi-session" in told
+
+
 # --- a database file, a keyring, an index that somebody else may have made ------------------------------------------
 
 
 @pytest.fixture
-def open_machine(environ: dict[str, str], tmp_path: Path) -> tuple[dict[str, str], Path]:
+def open_machine(environ: dict[str, str]) -> Iterator[tuple[dict[str, str], Path]]:
     """A folder in which every user may search, and the environment."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    return environ, tmp_path
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield environ, Path(folder)
 
 
 def planted(folder: Path, owner: int, mode: int, name: str = "tokens.db") -> Path:

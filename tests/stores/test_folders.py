@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -23,11 +24,11 @@ MALLORY, NOBODY = 4242, 65534
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder in which every user may search."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
-    return tmp_path
+def place() -> Iterator[Path]:
+    """A folder in which every user may search; pytest's own are private, as is what is above them."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -290,11 +290,35 @@ def test_the_column_of_a_migration(database: SQLStore) -> None:
 
 
 def test_without_a_table(tmp_path: Path) -> None:
-    """Without a table a purge fails as any call does."""
+    """Without a table a purge makes it, as any call does, and finds nothing."""
     store = SQLStore(places.engine(f"sqlite:///{tmp_path}/tokens.db"))
-    for call in (lambda: store.purge(DAY), lambda: store.set("key", "value")):
-        with pytest.raises(Exception, match="finapi_session_tokens"):
-            call()
+    assert store.purge(DAY) == 0 and inspect(store.engine).has_table("finapi_session_tokens")
+
+
+def test_what_a_holder_writes_has_an_age(database: SQLStore) -> None:
+    """Both kinds of write are stamped over the connection of a lock, and a purge goes over it, too."""
+    with database.lock("user"):
+        for value in ("old", "new"):
+            database.set("user", value)
+            with database.engine.connect() as connection:
+                stamps = connection.scalars(text(f"SELECT updated FROM {database.table.name}")).all()
+            assert len(stamps) == 1 and abs(stamps[0] - time.time()) < 100
+            age_rows(database, DAY / 2, but="")
+        age_rows(database, DAY, but="")
+        assert database.purge(DAY) == 1 and database.get("user") is None
+    with database.lock("user"):
+        assert database.get("user") is None
+
+
+def test_a_holder_asks_for_no_second_connection(postgresql_url: str, fresh_name: str) -> None:
+    """With a pool of a single connection the first write, which asks for the columns, and a purge still go."""
+    engine = create_engine(postgresql_url, pool_size=1, max_overflow=0, pool_timeout=1)
+    places.sql_store(postgresql_url, fresh_name)
+    store = SQLStore(engine, fresh_name)
+    with store.lock("user"), engine.connect():
+        store.set("user", "value")
+        assert store.purge(DAY) == 0 and store.get("user") == "value"
+    engine.dispose()
 
 
 # --- Redis --------------------------------------------------------------------------------------------------------
