@@ -115,7 +115,7 @@ def _sql_store(url: str) -> TokenStore | str:
         store = SQLStore(engine)
     except (TypeError, ValueError) as error:
         return str(error)
-    if engine.dialect.name == "sqlite":
+    if address.get_backend_name() == "sqlite":
         _make_private(engine)
     return store
 
