@@ -143,8 +143,10 @@ def _make_private(engine: Any) -> None:
     path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name).absolute()
     refuse_shared_folder(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    with engine.connect() as connection:
-        # SQLite itself tells which file it is; it has read nothing of it yet.
-        refuse_open_file(Path(connection.exec_driver_sql("PRAGMA database_list").all()[0][2]))
-    # The next one may be another process, forked from this one.
-    engine.dispose()
+    try:
+        with engine.connect() as connection:
+            # SQLite itself tells which file it is; it has read nothing of it yet.
+            refuse_open_file(Path(connection.exec_driver_sql("PRAGMA database_list").all()[0][2]))
+    finally:
+        # A process that is forked from this one would share the connection.
+        engine.dispose()
