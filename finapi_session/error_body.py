@@ -44,7 +44,7 @@ class ErrorBody:
         return cls(
             code=_said(body, known, "error", "code") or first.code,
             description=_said(body, known, *_DESCRIPTIONS) or first.message,
-            request_id=printable(response.headers.get("X-Request-Id") or body.get("requestId")),
+            request_id=printable(response.headers.get("X-Request-Id") or body.get("requestId"), known),
             details=details,
         )
 

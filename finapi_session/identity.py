@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
-from .errors import without_frames
 from .redaction import Redacted
 
 #: A secret, or a callable that returns it, asked whenever a token is looked for (a vault).
@@ -64,6 +63,8 @@ class Credentials:
         try:
             return hmac.new(self.client_secret.encode(), text.encode(), hashlib.sha256).hexdigest()
         except BaseException as error:  # noqa: B036 - a signal: the frames of hmac hold both
+            from .errors import without_frames  # it needs requests, which --help does not
+
             raise without_frames(error, handled)  # noqa: B904 - it is the same error
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Iterator
 from html import escape
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
+from unicodedata import normalize
 from urllib.parse import quote, quote_plus
 
 _LONGEST = 500
+# finAPI's passwords have at least so many characters.
+_SHORTEST = 6
+_FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 # finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
 _NAMED_TOKEN = re.compile(r"(?i)\b(token|secret|password)(\s*[:=]\s*)[^\s\"'<>,;]+")
 _TOKENLIKE = re.compile(r"(?=[A-Za-z._~+/%-]*[0-9])[A-Za-z0-9._~+/%-]{20,}=*|[A-Za-z._~+/%-]{40,}")
@@ -28,11 +33,11 @@ class Redacted(str):
         return Redacted(super().__getitem__(key))
 
 
-def printable(value: object) -> str | None:
-    """Return *value* as one line of at most 255 characters, or ``None`` if it is not text."""
+def printable(value: object, secrets: Iterable[str] = ()) -> str | None:
+    """Return *value* as one line of at most 255 characters without *secrets*, or ``None`` if it is not text."""
     if not isinstance(value, str) or not value:
         return None
-    return "".join(character for character in value if character.isprintable())[:255]
+    return _without("".join(character for character in value if character.isprintable()), secrets)[:255]
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -43,17 +48,50 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
 
 def censored(text: str, secrets: Iterable[str] = ()) -> str:
     """Return *text* without *secrets* in any spelling, and without what it calls a token, secret or password."""
-    spellings = {spelling for secret in secrets if secret for spelling in _spellings(secret)}
-    if spellings:
-        longest_first = sorted(spellings, key=len, reverse=True)
-        text = re.sub("|".join(map(re.escape, longest_first)), "[redacted]", text, flags=re.IGNORECASE)
-    return _NAMED_TOKEN.sub(r"\1\2[redacted]", text)
+    return _NAMED_TOKEN.sub(r"\1\2[redacted]", _without(text, secrets))
+
+
+def _without(text: str, secrets: Iterable[str]) -> str:
+    """Return *text* without *secrets*, but those in whose place a gap would tell them.
+
+    finAPI's texts are well known: "[redacted] credentials" tells that the password is "Bad". finAPI takes none of
+    fewer than six characters, so such a one is left out only where it is all of the text.
+    """
+    known = tuple(secrets)
+    if text.strip() in filter(None, known):
+        return "[redacted]"
+    patterns = {pattern for secret in known if len(secret) >= _SHORTEST for pattern in _patterns(secret)}
+    if not patterns:
+        return text
+    return re.sub("|".join(sorted(patterns, key=len, reverse=True)), "[redacted]", text, flags=re.IGNORECASE)
+
+
+def _patterns(secret: str) -> Iterator[str]:
+    """Yield what finds *secret* in any spelling, in each normal form of Unicode."""
+    for form in {str(secret), *(normalize(name, secret) for name in _FORMS)}:
+        yield from map(re.escape, _spellings(form))
+        for part in _in_base64(form.encode("utf-8", "surrogatepass")):
+            # The characters beside it hold some of its bits, too.
+            yield f"[A-Za-z0-9+/_-]?{re.escape(part)}[A-Za-z0-9+/_-]?={{0,2}}"
 
 
 def _spellings(secret: str) -> tuple[str, ...]:
     """Return *secret* as it stands in URLs, forms, JSON, HTML and Python."""
-    secret = str(secret)
-    quoted = quote(secret), quote(secret, safe=""), quote_plus(secret)
+    quoted = (
+        quote(secret, errors="replace"),
+        quote(secret, safe="", errors="replace"),
+        quote_plus(secret, errors="replace"),
+    )
     marked = escape(secret), escape(secret).replace("&#x27;", "&#39;")
     literal = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret), ascii(secret))
     return secret, *quoted, *marked, *(text[1:-1] for text in literal)
+
+
+def _in_base64(secret: bytes) -> Iterator[str]:
+    """Yield the part of *secret*'s Base64 that does not depend on what is around it, for each place it may begin at."""
+    for before in range(3):
+        coded = b64encode(bytes(before) + secret).decode().rstrip("=")
+        whole = len(coded) if (before + len(secret)) % 3 == 0 else len(coded) - 1
+        part = coded[(0, 2, 3)[before] : whole]
+        yield part
+        yield part.replace("+", "-").replace("/", "_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,12 +10,14 @@ import re
 import select
 import shlex
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import Mock
 
@@ -310,6 +313,15 @@ def test_request_hides_a_token_that_finapi_repeats(environ: dict[str, str], sand
     assert token not in result.stdout + result.stderr and "[redacted]" in result.stdout
 
 
+@pytest.mark.parametrize("status", [200, 404])
+def test_request_hides_a_token_in_the_request_id(environ: dict[str, str], sandbox: Sandbox, status: int) -> None:
+    """An answer's request id that repeats the token is shown without it, whatever its status."""
+    token = run(environ, "token").stdout.strip()
+    sandbox.answer_next(status, path="/api/v2/banks", headers={"X-Request-Id": f"id {token}"})
+    result = run(environ, "request", "GET", "/api/v2/banks")
+    assert "request id id [redacted]" in result.stderr and token not in result.stderr + result.stdout
+
+
 def test_request_is_redirected_without_its_token(environ: dict[str, str], sandbox: Sandbox) -> None:
     """A redirect to another origin is followed without the token, and its refusal is shown as it came."""
     elsewhere = sandbox.base_url.replace("127.0.0.1", "localhost") + "/api/v2/banks"
@@ -562,14 +574,16 @@ def test_a_database_that_is_down(environ: dict[str, str]) -> None:
     """A database that cannot be opened is exit code 5, without its URL and the password in it."""
     result = run(environ, "--store", "sqlite:////no/such/folder/x.db", "token")
     assert result.returncode == 5 and "/no/such" not in the_line(result)
+    result = run(environ, "--store", "postgresql+psycopg://me:my-password@127.0.0.1:9/x", "token")
+    assert result.returncode == 5 and "OperationalError" in the_line(result) and "my-password" not in result.stderr
 
 
 def test_a_database_file_is_its_owners(environ: dict[str, str], tmp_path: Path) -> None:
-    """A SQLite database that a command makes is for its owner alone, whatever the umask; a URI is left to SQLite."""
+    """A SQLite database that a command makes is for its owner alone, whatever the umask, by a URI, too."""
     result = run(environ, "--store", f"sqlite:///{tmp_path}/tokens.db", "token")
     assert result.returncode == 0 and stat.S_IMODE((tmp_path / "tokens.db").stat().st_mode) == 0o600
     assert run(environ, "--store", f"sqlite:///file:{tmp_path}/other.db?uri=true", "token").returncode == 0
-    assert (tmp_path / "other.db").is_file()
+    assert stat.S_IMODE((tmp_path / "other.db").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -1127,3 +1141,219 @@ def test_help_needs_no_requests(arguments: list[str]) -> None:
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE).stdout
     assert told.endswith("\n0 []\n") and "finapi-session" in told
+
+
+# --- a database file, a keyring, an index that somebody else may have made ------------------------------------------
+
+
+@pytest.fixture
+def open_machine(environ: dict[str, str]) -> Iterator[tuple[dict[str, str], Path]]:
+    """A folder in which every user may search, and the environment."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield environ, Path(folder)
+
+
+def planted(folder: Path, owner: int, mode: int, name: str = "tokens.db") -> Path:
+    """Put a database with a table like ours into *folder*, of that owner and mode."""
+    path = folder / name
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE finapi_session_tokens (name VARCHAR(64) PRIMARY KEY, value TEXT NOT NULL)")
+    os.chown(path, owner, owner)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be someone else")
+@pytest.mark.parametrize(
+    ("owner", "mode", "advice"),
+    [
+        (4242, 0o600, "belongs to another user: name a file of your own"),
+        (4242, 0o666, "belongs to another user"),
+        (0, 0o666, "others may open {}: run 'chmod 600 {}'"),
+        (0, 0o644, "others may open {}: run 'chmod 600 {}'"),
+        (0, 0o660, "others may open {}: run 'chmod 600 {}'"),
+    ],
+)
+@pytest.mark.parametrize("url", ["sqlite:///{}", "sqlite:///file:{}?uri=true", "sqlite:///{}/../tokens.db"])
+def test_a_database_file_that_others_may_open(
+    open_machine: tuple[dict[str, str], Path], owner: int, mode: int, advice: str, url: str
+) -> None:
+    """A SQLite file of another user, or that others may open, gets no token, whatever the URL calls it."""
+    environ, folder = open_machine
+    (folder / "sub").mkdir()
+    path = planted(folder, owner, mode)
+    place = str(folder / "sub") if ".." in url else str(path)
+    result = run(environ, "--store", url.format(place), "token")
+    assert result.returncode == 5 and result.stdout == ""
+    said = the_line(result)
+    assert advice.partition("{}")[0] in said and ("chmod" not in advice or "chmod 600" in said)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM finapi_session_tokens").fetchone() == (0,)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be someone else")
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_database_in_a_folder_that_others_may_write_to(open_machine: tuple[dict[str, str], Path], mode: int) -> None:
+    """Beside the file others could plant a journal, which SQLite would play back; nothing is made there."""
+    environ, folder = open_machine
+    shared = folder / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    result = run(environ, "--store", f"sqlite:///{shared}/tokens.db", "token")
+    assert result.returncode == 5 and f"others may write to {shared}" in the_line(result)
+    assert not list(shared.iterdir())
+
+
+def test_a_database_of_ones_own(environ: dict[str, str], tmp_path: Path) -> None:
+    """One's own file goes on working, by a URI too, which is made for its owner alone as well."""
+    for url in (f"sqlite:///{tmp_path}/a.db", f"sqlite:///file:{tmp_path}/b%20b.db?uri=true"):
+        assert run(environ, "--store", url, "token").stdout == run(environ, "--store", url, "token").stdout
+    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {"a.db": 0o600, "b b.db": 0o600}
+
+
+def test_a_keyring_in_plain_text_is_no_store(vault: Callable[[float], dict[str, str]], tmp_path: Path) -> None:
+    """``--store keyring`` on a stopgap is exit code 5 and says what to do; nothing is written to it."""
+    machine = {**vault(0.5), "FINAPI_CLIENT_ID": "sandbox-client", "FINAPI_CLIENT_SECRET": SECRET}
+    result = run(machine, "--store", "keyring", "token")
+    assert result.returncode == 5 and result.stdout == ""
+    assert "Vault" in the_line(result) and "plain text" in the_line(result)
+    assert "install a vault" in the_line(result) and "--store file" in the_line(result)
+    assert "plaintext=True" not in the_line(result) and not (tmp_path / "vault.json").exists()
+
+
+def index_of(home: Path) -> Path:
+    """Return the file with the list of identities."""
+    folder = home / ".local/state/finapi_session"
+    [path] = [file for file in folder.iterdir() if file.is_file() and file.read_text().startswith("[")]
+    return path
+
+
+JUNK_ENTRIES: list[Any] = [
+    {"base_url": "not an address"},
+    {"base_url": "http://127.0.0.1"},
+    {"base_url": 7},
+    {"oauth_path": "oauth"},
+    {"client_id": 7},
+    {"username": ["anna"]},
+    {"key": None},
+    {"more": "x"},
+    "junk",
+    None,
+]
+
+
+@pytest.mark.parametrize("change", JUNK_ENTRIES, ids=str)
+def test_junk_in_the_index(environ: dict[str, str], bare_machine: Path, change: Any) -> None:
+    """An entry that is none is skipped with one warning; the others are listed, and the next login drops it."""
+    run(environ, "token")
+    path = index_of(bare_machine)
+    [entry] = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, **change} if isinstance(change, dict) else change, entry]))
+    result = run(environ, "status")
+    assert result.returncode == 0 and result.stdout.startswith("1 identity in "), result.stderr
+    assert the_line(result) == "1 entry in the list of logins cannot be read and is skipped."
+    assert run(environ, "logout", "--client").returncode == 0
+    assert run(environ, "status").stderr == ""
+
+
+def test_an_index_that_is_no_list(environ: dict[str, str], bare_machine: Path) -> None:
+    """What is no list at all is an empty one, with a warning."""
+    run(environ, "token")
+    index_of(bare_machine).write_text('["')
+    result = run(environ, "status")
+    assert result.returncode == 0 and result.stdout.startswith("No identities in ")
+    assert the_line(result) == "The list of logins cannot be read and is taken for empty."
+
+
+EVIL = "anna\x1b]0;owned\x07\n\u202eevil\x9b2J"
+
+
+@pytest.mark.parametrize("field", ["username", "client_id"])
+def test_names_in_the_index_reach_no_terminal_raw(environ: dict[str, str], bare_machine: Path, field: str) -> None:
+    """Whoever can write to the store cannot move the cursor, hide a line or turn the writing around."""
+    run(environ, "token")
+    path = index_of(bare_machine)
+    [entry] = json.loads(path.read_text())
+    path.write_text(json.dumps([{**entry, field: EVIL}]))
+    for arguments in (("status",), ("status", "--json"), ("logout", "--all")):
+        result = run(environ, *arguments)
+        shown = result.stdout + result.stderr
+        assert all(character.isprintable() or character == "\n" for character in shown), shown
+        assert "owned" in shown and "\nevil" not in shown
+
+
+# --- purge --------------------------------------------------------------------------------------------------------
+
+
+def grow_old(folder: Path, days: int) -> None:
+    """Make all files in *folder* that old."""
+    then = time.time() - days * 86_400
+    for path in folder.rglob("*"):
+        os.utime(path, (then, then))
+
+
+def test_purge_of_files(anna: dict[str, str], bare_machine: Path) -> None:
+    """``purge`` removes what is older, lists it no longer, keeps the list itself, and says how many went."""
+    folder = bare_machine / ".local/state/finapi_session"
+    run(anna, "token")
+    run(anna, "token", "--client")
+    grow_old(folder, 89)
+    result = run(anna, "purge", "--older-than", "90d")
+    assert result.returncode == 0 and result.stdout == "Nothing is older than 90d.\n"
+    assert run(anna, "status").stdout.startswith("2 identities in ")
+    grow_old(folder, 91)
+    [hers] = [path for path in folder.glob("?" * 64) if '"refresh_token": "' in path.read_text()]
+    os.utime(hers)
+    result = run(anna, "purge", "--older-than", "90d")
+    assert result.returncode == 0 and re.fullmatch(r"Removed \d values? older than 90d.\n", result.stdout)
+    status = run(anna, "status").stdout
+    assert status.startswith("1 identity in ") and "anna.schmidt" in status
+
+
+def test_purge_of_a_database(anna: dict[str, str], tmp_path: Path) -> None:
+    """It does the same in a database."""
+    store = ("--store", f"sqlite:///{tmp_path}/tokens.db")
+    run(anna, *store, "token")
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
+    assert run(anna, *store, "purge", "--older-than", "3h").stdout == "Nothing is older than 3h.\n"
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 90000 WHERE value LIKE '[%'")
+    assert run(anna, *store, "purge", "--older-than", "1d").stdout == "Nothing is older than 1d.\n"
+    assert "anna.schmidt" in run(anna, *store, "status").stdout
+    with contextlib.closing(sqlite3.connect(tmp_path / "tokens.db")) as connection, connection:
+        connection.execute("UPDATE finapi_session_tokens SET updated = updated - 7200")
+    assert run(anna, *store, "purge", "--older-than", "60m").stdout.startswith("Removed ")
+    assert run(anna, *store, "status").stdout.startswith("No identities in ")
+
+
+def test_purge_of_a_table_without_ages(anna: dict[str, str], tmp_path: Path) -> None:
+    """A table from before says which statement it needs."""
+    planted(tmp_path, os.geteuid(), 0o600)
+    result = run(anna, "--store", f"sqlite:///{tmp_path}/tokens.db", "purge", "--older-than", "1d")
+    assert result.returncode == 5 and "ALTER TABLE finapi_session_tokens ADD COLUMN updated BIGINT" in the_line(result)
+
+
+@pytest.mark.parametrize("given", ["0d", "-1d", "90", "d", "1y", "nan d", "", "1e400d", "٣d"])
+def test_purge_with_a_junk_age(environ: dict[str, str], given: str) -> None:
+    """What is no age is wrong usage, and the option is named."""
+    result = run(environ, "purge", "--older-than", given)
+    assert result.returncode == 2 and "'--older-than'" in the_line(result) and "such as 90d" in the_line(result)
+
+
+@pytest.mark.parametrize(("store", "said"), [("memory", "nothing"), ("redis://127.0.0.1:9", "expire_after")])
+def test_purge_of_a_store_that_has_none(environ: dict[str, str], store: str, said: str) -> None:
+    """A store that ends its values in another way, or with the process, says so."""
+    result = run(environ, "--store", store, "purge", "--older-than", "90d")
+    assert result.returncode == 2 and said in the_line(result)
+
+
+def test_purge_of_a_folder_that_others_may_write_to(environ: dict[str, str], tmp_path: Path) -> None:
+    """What the store refuses is exit code 5, with what to do."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    result = run(environ, "--store", f"file:{folder}", "purge", "--older-than", "90d")
+    assert result.returncode == 5 and f"chmod 700 {folder}" in the_line(result)

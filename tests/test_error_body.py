@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
+import unicodedata
+from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -175,3 +179,76 @@ def test_long_texts_are_cut() -> None:
     """A page of text does not fill the log; the body that a handler may read is not cut."""
     assert len(redact("word " * 1000)) == 500
     assert len(censored("word " * 1000)) == 5000
+
+
+# --- secrets in disguise, and what a redaction tells ----------------------------------------------------------------
+
+PASSWORD = "Käse&Brot"  # as it was typed: one character for the ä
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize("password", [PASSWORD, "ﬁnAPI-ﬁsch²", "Ångström", "Cafe\u0301-Bar"])
+def test_a_secret_in_another_normal_form(form: str, password: str) -> None:
+    """A server that composes or decomposes characters repeats the same password in other code points."""
+    said = unicodedata.normalize(form, password)
+    for text in (said, quote(said), json.dumps(said)[1:-1]):
+        assert redact(f"you sent <{text}> to us", (password,)) == "you sent <[redacted]> to us"
+
+
+@pytest.mark.parametrize("before", ["", "a", "ab", "anna:", "anna.b:"])
+@pytest.mark.parametrize("after", ["", "z", "zz"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_short_password_in_base64(before: str, after: str, encode: Callable[[bytes], bytes]) -> None:
+    """Base64, as Basic credentials are sent, hides a password at any place in it, padded or not."""
+    password = "ö>geh?im"
+    said = encode(f"{before}{password}{after}".encode()).decode()
+    for text in (said, said.rstrip("=")):
+        clean = redact(f"you sent <{text}>", (password,))
+        # Four characters of Base64 are three bytes: what is left must not tell more than the ends.
+        left = clean.removeprefix("you sent <").removesuffix(">")
+        assert "[redacted]" in left and len(left.replace("[redacted]", "")) <= len(said) - len(password), left
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_request_id_that_repeats_a_secret(header: bool) -> None:
+    """An id in the header or in the body that holds what was sent is shown without it."""
+    for said in (f"id-{TOKEN}", f"id-{TOKEN[:5]}\x00{TOKEN[5:]}", f"id-{quote(TOKEN, safe='')}"):
+        body = json.dumps({"requestId": said}).encode()
+        response = answer(400, b"" if header else body, **({"X-Request-Id": said} if header else {}))
+        with pytest.raises(ApiError) as caught:
+            raise_for_error(response)
+        assert caught.value.request_id == "id-[redacted]"
+        assert TOKEN not in str(caught.value)
+
+
+def test_a_secret_at_the_end_of_a_long_request_id() -> None:
+    """An id is cut to 255 characters after secrets are out, so that no beginning of one is left."""
+    said = "x" * 250 + TOKEN
+    assert ErrorBody.of(answer(400, b"", **{"X-Request-Id": said}), (TOKEN,)).request_id == "x" * 250 + "[reda"
+
+
+@pytest.mark.parametrize("request_id", ["4f2c1f6e-0d8a-4a52-9c0a-1f1f1f1f1f1f", "a" * 60, "order 7/2"])
+def test_an_honest_request_id_is_whole(request_id: str) -> None:
+    """An id is what finAPI asks for: nothing is taken for a token because it looks like one."""
+    response = answer(400, b"", **{"X-Request-Id": request_id})
+    assert ErrorBody.of(response, (TOKEN, "a" * 5, "order")).request_id == request_id
+
+
+@pytest.mark.parametrize("password", ["Bad", "bad", "a", "crede", "Bad c"])
+def test_a_redaction_does_not_tell_a_short_password(password: str) -> None:
+    """A well-known text with a gap tells what was in it: passwords too short for finAPI are not searched for."""
+    body = json.dumps({"error": "invalid_grant", "error_description": "Bad credentials"}).encode()
+    assert ErrorBody.of(answer(400, body), (password,)).description == "Bad credentials"
+
+
+def test_a_short_password_that_is_all_that_is_said() -> None:
+    """Where the password is all there is, or is called so, leaving it out tells nothing, and it is left out."""
+    for said, clean in (("abc", "[redacted]"), (" abc ", "[redacted]"), ("password: abc", "password: [redacted]")):
+        body = json.dumps({"error_description": said}).encode()
+        assert ErrorBody.of(answer(400, body), ("abc",)).description == clean
+
+
+def test_secrets_of_six_characters_are_searched_for() -> None:
+    """finAPI takes passwords of 6 characters and more; those are found."""
+    assert redact("you sent abcdef", ("abcdef",)) == "you sent [redacted]"
+    assert redact("you sent abcde", ("abcde",)) == "you sent abcde"

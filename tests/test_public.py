@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -299,3 +302,70 @@ def test_the_oldest_versions_are_tested() -> None:
     floors = re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE)
     pins = re.findall(r"^([\w-]+)==([\d.]+)", tox["testenv:oldest"]["deps"], re.MULTILINE)
     assert set(pins) == set(floors)
+
+
+def audit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the audit of the lowest versions, as ``tox -e audit`` does, by its record alone."""
+    return subprocess.run(
+        [sys.executable, ROOT / ".ci" / "audit", "--recorded", *arguments], capture_output=True, text=True
+    )
+
+
+def test_the_oldest_versions_have_no_published_weakness() -> None:
+    """No version that ``setup.cfg`` allows has a weakness on record, but those that are accepted with a reason."""
+    result = audit()
+    assert (result.returncode, result.stderr) == (0, "") and "0 that count" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "said"),
+    [
+        ("requests>=2.33,", "requests>=2.32.3,", "Python 3.12: requests 2.32.3 has CVE-2026-25645, ended in 2.33.0"),
+        ("cryptography>=50,", "cryptography>=46.0.7,", "Python 3.13: cryptography 46.0.7 has CVE-2026-69247"),
+        ("filelock>=4.2.1,", "filelock>=4.0,", "Python 3.11: filelock 4.0 has CVE-2026-112909, ended in 4.2.1"),
+    ],
+)
+def test_a_lower_floor_is_found(tmp_path: Path, now: str, then: str, said: str) -> None:
+    """One that is lowered is named; what is accepted on Python 3.10 is accepted nowhere else."""
+    (tmp_path / ".ci").mkdir()
+    (tmp_path / ".ci" / "advisories.tsv").write_text((ROOT / ".ci" / "advisories.tsv").read_text())
+    setup = (ROOT / "setup.cfg").read_text()
+    assert now in setup
+    (tmp_path / "setup.cfg").write_text(setup.replace(now, then))
+    result = audit(str(tmp_path))
+    assert result.returncode == 1 and said in result.stdout
+    assert ("Python 3.10: filelock" in result.stdout) is False
+
+
+def test_the_bill_of_materials(tmp_path: Path) -> None:
+    """It tells of the wheel that is built all that it needs, the hashes of what is released, and the same each time."""
+    pytest.importorskip("setuptools")
+    for name in ("setup.cfg", "setup.py", "README.rst", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "finapi_session", tmp_path / "finapi_session")
+    build = ("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", ".")
+    subprocess.run([sys.executable, *build], cwd=tmp_path, check=True, capture_output=True)
+    bills = []
+    for _ in range(2):
+        command = [sys.executable, ROOT / ".ci" / "sbom", tmp_path / "dist"]
+        subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000", "TZ": "Asia/Tokyo"})
+        [path] = (tmp_path / "dist").glob("*.cdx.json")
+        bills.append(path.read_text())
+    assert bills[0] == bills[1] and path.name == f"finapi-session-{finapi_session.__version__}.cdx.json"
+    bill = json.loads(bills[0])
+    assert bill["metadata"]["timestamp"] == "2023-11-14T22:13:20Z"
+    [wheel] = (tmp_path / "dist").glob("*.whl")
+    [release] = bill["metadata"]["component"]["externalReferences"]
+    assert release["hashes"] == [{"alg": "SHA-256", "content": sha256(wheel.read_bytes()).hexdigest()}]
+    scopes = {component["name"]: component["scope"] for component in bill["components"]}
+    assert {name for name, scope in scopes.items() if scope == "required"} == {
+        "filelock",
+        "oauthlib",
+        "platformdirs",
+        "requests",
+        "requests-oauthlib",
+        "urllib3",
+    }
+    assert {"redis", "sqlalchemy", "keyring", "cryptography", "click", "flask", "werkzeug", "trustme"} < set(scopes)
+    [ranges] = [component["properties"] for component in bill["components"] if component["name"] == "filelock"]
+    assert [entry["value"].partition(";")[0] for entry in ranges] == ["<5,>=3.30", "<5,>=4.2.1"]

@@ -210,9 +210,9 @@ def stores(redis: Redis, engine: Engine) -> list[TokenStore]:
     made: list[TokenStore] = [
         MemoryStore(),
         files,
-        RedisStore(redis, "prefix:", lease=60),
+        RedisStore(redis, "prefix:", lease=60, expire_after=90 * 86_400),
         sql,
-        KeyringStore("service"),
+        KeyringStore("service", plaintext=True),
         open_store("file:tokens"),
     ]
     made += [
@@ -227,6 +227,8 @@ def stores(redis: Redis, engine: Engine) -> list[TokenStore]:
         with lock:
             store.set("key", store.get("key") or "value")
             store.delete("key")
+    gone: int = files.purge(90 * 86_400.0) + sql.purge(older_than=3600)
+    print(gone)
     return made
 
 

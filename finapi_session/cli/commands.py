@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ from click.core import ParameterSource
 
 from .. import __version__
 from ..identity import folded
+from ..redaction import printable
 from ..stores.opening import POSSIBLE, open_store
 from ..stores.protocol import TokenStore
 from ..tokens import LONGEST_TOKEN, Token
@@ -77,7 +79,7 @@ class Settings:
     @cached_property
     def logins(self) -> Logins:
         """The identities in the store."""
-        return Logins(self.store)
+        return Logins(self.store, lambda what: click.echo(f"finapi-session: {what}", err=True))
 
     def client(self, environment: Environment, client_id: str | None = None) -> Client:
         """Return the client of the environment's variables, or the one that ``login`` kept.
@@ -134,9 +136,15 @@ def _opened(text: str) -> TokenStore:
         if hasattr(store, "create_table"):
             store.create_table()
     except ValueError as error:
+        if text == "keyring":
+            what = str(error).partition(":")[0]
+            advice = "install a vault for it (such as Secret Service), or choose --store file"
+            raise StorageError(f"{what}: {advice}") from None
         raise click.BadParameter(f"--store: {error}") from None
     except ImportError:
         raise
+    except PermissionError as error:  # of a SQLite file, and it says what to do
+        raise StorageError(str(error)) from None
     except Exception as error:  # drivers raise of their own, too
         raise StorageError(f"the database of --store fails ({type(error).__name__}): mend it") from None
     return store
@@ -326,8 +334,10 @@ def status(settings: Settings, as_json: bool) -> None:
     click.echo(f"{len(rows) or 'No'} {'identity' if len(rows) == 1 else 'identities'} in {store}")
     for row in rows:
         renewable = ", renewed without a password" if row["renewable"] else ""
-        who = f"user {row['username']} of client" if row["username"] else "client"
-        click.echo(f"  {who} {row['client_id']} at {row['environment']}:", nl=False)
+        # Whoever can write to the store may have put them there: a terminal would obey control characters.
+        client, user = printable(row["client_id"]), printable(row["username"])
+        who = f"user {user} of client" if user else "client"
+        click.echo(f"  {who} {client} at {row['environment']}:", nl=False)
         click.echo(f" {_TOKEN[str(row['token'])]}{_for(row['expires_in'])}{renewable}")
 
 
@@ -408,6 +418,37 @@ def _list_client(settings: Settings, client: Client, environment: Environment) -
     kept = kept_client(environment)
     if kept is not None and (kept.client_id, environment.token_url) not in here:
         forget_client(environment)
+
+
+@commands.command()
+@click.option("--older-than", "age", metavar="AGE", required=True, help="Such as 90d, 12h, 30m or 45s.")
+@click.pass_obj
+def purge(settings: Settings, age: str) -> None:
+    """Remove from the store what nobody has set for long, with its lock files. Revokes nothing.
+
+    A token that is used and need not be renewed is not set: choose more than a token and its refresh token live.
+    """
+    seconds, remove = _seconds(age), getattr(settings.store, "purge", None)
+    if remove is None:
+        raise click.UsageError(_NO_PURGE)
+    removed = settings.logins.purge(seconds, remove)
+    values = "1 value" if removed == 1 else f"{removed} values"
+    click.echo(f"Removed {values} older than {age}." if removed else f"Nothing is older than {age}.")
+
+
+_NO_PURGE = (
+    "purge is for files and databases: Redis ends values by itself, with RedisStore(expire_after=...), a keyring is "
+    "emptied by 'logout', and memory keeps nothing"
+)
+_AGE = re.compile("([1-9][0-9]{0,8})([smhd])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(age: str) -> float:
+    found = _AGE.fullmatch(age)
+    if found is None:
+        raise click.BadParameter("write it as a number and s, m, h or d, such as 90d", param_hint="'--older-than'")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 @commands.command()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..identity import Credentials, folded, label
 from ..stores.protocol import TokenStore
@@ -63,11 +63,13 @@ class Login:
 class Logins:
     """The identities of which *store* keeps tokens, listed in the store itself. Raises :class:`StorageError`.
 
-    A store cannot list its keys, and tells from none of them whose token is under it.
+    A store cannot list its keys, and tells from none of them whose token is under it. Others may be able to write to
+    it: an entry that is none is skipped, and *warn* is told of it once.
     """
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: TokenStore, warn: Callable[[str], object]) -> None:
         self._store = store
+        self._warn: Callable[[str], object] | None = warn
 
     def all(self) -> list[Login]:
         """Return all of them, users after their client. An index that cannot be read is an empty one."""
@@ -90,6 +92,15 @@ class Logins:
             self._store.delete(login.key)
             self._store.delete(refusals_key(login.key))
 
+    def purge(self, older_than: float, purge: Callable[[float], int]) -> int:
+        """Call the store's *purge*, and list nobody whose token went. Return how many values went."""
+        with self._storing(), self._store.lock(_INDEX):
+            # The list is in use, however long nobody has logged in.
+            self._write(self._listed())
+            removed = purge(older_than)
+            self._write([login for login in self._listed() if self._store.get(login.key) is not None])
+        return removed
+
     def token(self, login: Login) -> Token | None:
         """Return the token that the store keeps of *login*, the newest one."""
         from ..cell import unverified
@@ -101,12 +112,28 @@ class Logins:
         return None
 
     def _listed(self) -> list[Login]:
+        entries = self._entries()
+        logins = [login for login in map(_read, entries) if login is not None]
+        if junk := len(entries) - len(logins):
+            many = f"{junk} entries in the list of logins cannot be read and are skipped."
+            self._tell("1 entry in the list of logins cannot be read and is skipped." if junk == 1 else many)
+        return sorted(logins, key=lambda login: (login.base_url, login.client_id, login.username or ""))
+
+    def _entries(self) -> list[object]:
         text = self._store.get(_INDEX)
         try:
-            logins = [Login(**entry) for entry in json.loads(text or "[]")]
-            return sorted(logins, key=lambda login: (login.base_url, login.client_id, login.username or ""))
-        except (ValueError, TypeError):
-            return []
+            entries = json.loads(text or "[]")
+        except (ValueError, RecursionError):
+            entries = None
+        if isinstance(entries, list):
+            return entries
+        self._tell("The list of logins cannot be read and is taken for empty.")
+        return []
+
+    def _tell(self, what: str) -> None:
+        warn, self._warn = self._warn, None
+        if warn is not None:
+            warn(what)
 
     def _write(self, logins: list[Login]) -> None:
         if logins:
@@ -120,9 +147,20 @@ class Logins:
             yield
         except Exception as error:
             # Other libraries' texts may hold the store's own password.
-            reason = str(error) if isinstance(error, OSError) else type(error).__name__
+            ours = isinstance(error, OSError) or type(error) is LookupError
+            reason = str(error) if ours else type(error).__name__
             what = f"the store {self._store!r} fails: {reason}. Mend it, or choose another --store."
             raise StorageError(what) from None
+
+
+def _read(entry: Any) -> Login | None:
+    """Return the login that *entry* of the list is, or ``None`` for junk."""
+    try:
+        login = Login(**entry)
+        texts = (login.client_id, login.key, "" if login.username is None else login.username)
+        return login if login.environment and all(isinstance(text, str) for text in texts) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def kept_client(environment: Environment) -> Client | None:

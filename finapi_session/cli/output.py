@@ -11,7 +11,7 @@ from typing import Any
 import click
 import requests
 
-from ..error_body import raise_for_error, read_object
+from ..error_body import raise_for_error, read_object, sent_tokens
 from ..errors import ApiError
 from ..paging import page_count
 from ..redaction import printable
@@ -57,7 +57,8 @@ def tell(response: requests.Response) -> None:
     answer = f"HTTP {response.status_code} {printable(response.reason) or ''}".rstrip()
     request_id = response.headers.get("X-Request-Id") or response.request.headers.get("X-Request-Id")
     milliseconds = response.elapsed.total_seconds() * 1000
-    click.echo(f"{answer}, request id {printable(request_id)}, {milliseconds:.0f} ms", err=True)
+    shown_id = printable(request_id, sent_tokens(response))
+    click.echo(f"{answer}, request id {shown_id}, {milliseconds:.0f} ms", err=True)
 
 
 def show(response: requests.Response) -> int:

@@ -20,6 +20,10 @@ _NO_VAULT = (
     "this machine has no vault that keyring can use: install a backend for it, or keep tokens with "
     "FileStore, encrypted by EncryptedStore if the disk is not"
 )
+_PLAIN_TEXT = (
+    "keyring's backend {} keeps plain text, or is not one that keyring recommends: install a vault for it (such as "
+    "Secret Service), keep tokens with FileStore, encrypted by EncryptedStore, or say KeyringStore(plaintext=True)"
+)
 
 
 class KeyringStore:
@@ -29,11 +33,18 @@ class KeyringStore:
     without a vault raises ``keyring.errors.NoKeyringError``. Vaults have no locks: this store's are files in
     the user's state folder, so they exclude the processes of one user on one machine. ``lock_timeout`` is
     how many seconds a lock waits before it raises ``TimeoutError``.
+
+    A backend that keeps plain text, or that keyring itself does not recommend, raises ``ValueError`` when the store
+    is made, and before anything is written if it took the vault's place later; ``plaintext=True`` takes it.
     """
 
-    def __init__(self, service: str = "finapi_session", *, lock_timeout: float = LOCK_TIMEOUT) -> None:
+    def __init__(
+        self, service: str = "finapi_session", *, lock_timeout: float = LOCK_TIMEOUT, plaintext: bool = False
+    ) -> None:
         self.service = service
         self.lock_timeout = lock_timeout
+        self.plaintext = plaintext
+        self._refuse_plain_text()
 
     def get(self, key: str) -> str | None:
         """Return the value last set under *key*, or ``None`` if there is none or a part of it is gone."""
@@ -49,6 +60,7 @@ class KeyringStore:
 
     def set(self, key: str, value: str) -> None:
         """Keep *value* under *key*; a reader sees it whole or not at all."""
+        self._refuse_plain_text()
         old = self._read(key) or ""
         parts = _split(value)
         slot = "b" if old.startswith("a") else "a"
@@ -73,6 +85,14 @@ class KeyringStore:
         """Exclude all threads and processes of this user that want *key*, or raise ``TimeoutError``."""
         with FileStore(lock_timeout=self.lock_timeout).lock(self._entry(key)):
             yield
+
+    def _refuse_plain_text(self) -> None:
+        backend = keyring.get_keyring()
+        # Of several in a chain the first one is written to.
+        backend = next(iter(getattr(backend, "backends", ())), backend)
+        # One below 0 keeps nothing, and one of 0 cannot be used; keyring's line for a vault is 1.
+        if not self.plaintext and (0 < backend.priority < 1 or type(backend).__name__.startswith("Plaintext")):
+            raise ValueError(_PLAIN_TEXT.format(type(backend).__name__))
 
     def _entry(self, key: str, slot: str = "", number: int = 0) -> str:
         # A service for each entry: Windows moves the others about when one of several is written.

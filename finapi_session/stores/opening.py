@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ..redaction import Redacted
 from .protocol import TokenStore
@@ -24,12 +26,13 @@ def open_store(text: str) -> TokenStore:
     - ``redis://...``, ``rediss://...``, ``unix://...``: a ``RedisStore``, on a client that waits 2 seconds to connect
       and for an answer, and does not try again, unless the URL says otherwise
     - any URL of SQLAlchemy, such as ``postgresql+psycopg://...``: an ``SQLStore``, on an engine that waits 5 seconds
-      to connect (and, where the driver can, for an answer), unless the URL says otherwise; a new SQLite file is its
-      owner's alone
+      to connect (and, where the driver can, for an answer), unless the URL says otherwise; a SQLite file is made
+      at once, as its owner's alone
 
     Raises ``TypeError`` for what is no text, ``ValueError`` that lists what is possible for any other text,
-    ``ImportError`` for an extra or a driver that is not installed, and ``OSError`` where a SQLite file cannot be
-    made. Neither of them repeats a URL, which may hold a password.
+    ``ValueError`` for a keyring that keeps plain text, ``ImportError`` for an extra or a driver that is not
+    installed, ``PermissionError`` for a SQLite file that others may open, or put a journal beside, and ``OSError``
+    where it cannot be made. None of them repeats a URL, which may hold a password.
     """
     if not isinstance(text, str):
         raise TypeError(f"a store is opened by a text, not by {type(text).__name__}: {POSSIBLE}")
@@ -112,7 +115,8 @@ def _sql_store(url: str) -> TokenStore | str:
         store = SQLStore(engine)
     except (TypeError, ValueError) as error:
         return str(error)
-    _make_private(address)
+    if address.get_backend_name() == "sqlite":
+        _make_private(engine)
     return store
 
 
@@ -128,8 +132,21 @@ def _limits(address: Any) -> dict[str, Any]:
     return {"timeout": _SQL_SECONDS} if driver == "pg8000" else {}
 
 
-def _make_private(address: Any) -> None:
-    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode."""
-    path = str(address.database)
-    if address.get_backend_name() == "sqlite" and not path.startswith("file:"):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+def _make_private(engine: Any) -> None:
+    """Make the file of a SQLite database its owner's alone; what SQLite puts beside it gets the same mode.
+
+    One that others may open, or put a journal beside, which SQLite would play back, is a ``PermissionError``.
+    """
+    from .folders import refuse_open_file, refuse_shared_folder
+
+    name = str(engine.url.database)
+    path = Path(unquote(urlsplit(name).path) if name.startswith("file:") else name).absolute()
+    refuse_shared_folder(path.parent)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        with engine.connect() as connection:
+            # SQLite itself tells which file it is; it has read nothing of it yet.
+            refuse_open_file(Path(connection.exec_driver_sql("PRAGMA database_list").all()[0][2]))
+    finally:
+        # A process that is forked from this one would share the connection.
+        engine.dispose()

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
+from ..seconds import positive_seconds
 from .waiting import LEASE, LOCK_TIMEOUT, wait_for
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from redis.cluster import RedisCluster
 
 _WRITE = "write RedisStore(redis.Redis.from_url('redis://...'))"
+# Redis adds the time of day to it, and counts in 63 bits.
+_LONGEST_MILLISECONDS = 2**62
 
 
 class RedisStore:
@@ -26,8 +29,10 @@ class RedisStore:
     Give it a ``socket_timeout`` and no retries: redis-py may else wait for a minute, or for ever.
     ``lock_timeout`` is how many seconds a lock waits before it raises ``TimeoutError``. ``lease`` is how many
     seconds a lock lasts unless its holder extends it: so long do others wait for a holder that was killed. It
-    must be longer than one token call (30 s) and shorter than ``lock_timeout``. A text or an asyncio client in
-    place of the client raises ``TypeError``.
+    must be longer than one token call (30 s) and shorter than ``lock_timeout``. ``expire_after`` is how many seconds
+    after it was last set a value ends (to the millisecond; ``None``: never). A token that is used and need not be
+    renewed is not set: choose more than a token and its refresh token live. ``ValueError`` or ``TypeError`` if it is
+    not above 0. A text or an asyncio client in place of the client raises ``TypeError``.
     """
 
     def __init__(
@@ -37,12 +42,14 @@ class RedisStore:
         *,
         lock_timeout: float = LOCK_TIMEOUT,
         lease: float = LEASE,
+        expire_after: float | None = None,
     ) -> None:
         # The client's types say "awaitable or not" for each answer; a client of this kind never awaits.
         self.client: Any = _checked(client)
         self.prefix = prefix
         self.lock_timeout = lock_timeout
         self.lease = lease
+        self.expire_after = None if expire_after is None else positive_seconds("expire_after", expire_after)
 
     def get(self, key: str) -> str | None:
         """Return the value last set under *key*, or ``None``."""
@@ -50,8 +57,8 @@ class RedisStore:
         return value.decode() if isinstance(value, bytes) else value
 
     def set(self, key: str, value: str) -> None:
-        """Keep *value* under *key*."""
-        self.client.set(self._token(key), value.encode())
+        """Keep *value* under *key*, for ``expire_after`` seconds if that was given."""
+        self.client.set(self._token(key), value.encode(), px=self._milliseconds())
 
     def delete(self, key: str) -> None:
         """Forget *key*; nothing happens if it is not there."""
@@ -72,6 +79,11 @@ class RedisStore:
         except BaseException:
             lock._give_up()
             raise
+
+    def _milliseconds(self) -> int | None:
+        if self.expire_after is None:
+            return None
+        return round(min(max(self.expire_after * 1000, 1), _LONGEST_MILLISECONDS))
 
     def _token(self, key: str) -> str:
         return f"{self.prefix}token:{key}"

@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     URL,
+    BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Dialect,
     Engine,
@@ -25,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    literal_column,
     select,
     update,
 )
@@ -33,6 +36,7 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, IntegrityError
 from sqlalchemy.types import TypeEngine
 
 from ..redaction import Redacted
+from ..seconds import positive_seconds
 from .file import FileStore
 from .waiting import LOCK_TIMEOUT, wait_for
 
@@ -69,9 +73,10 @@ class SQLStore:
 
     The table is made when it is first needed; where the database forbids that, ``PermissionError`` says so, and
     :meth:`create_table` or a migration from ``store.table`` makes it: ``name`` (64 characters, the key's SHA-256,
-    primary) and ``value`` (long text). ``lock_timeout`` is how many seconds a lock waits before it raises
-    ``TimeoutError``. Errors of the database are raised as SQLAlchemy's. What is no engine, or one of asyncio,
-    raises ``TypeError``; a database without locks ``ValueError``.
+    primary), ``value`` (long text) and ``updated`` (when it was set, in seconds since 1970 by the database's clock). A
+    table without ``updated`` does, but :meth:`purge` needs it. ``lock_timeout`` is how many seconds a lock waits
+    before it raises ``TimeoutError``. Errors of the database are raised as SQLAlchemy's. What is no engine, or one of
+    asyncio, raises ``TypeError``; a database without locks ``ValueError``.
 
     A lock is the database's own and is freed with its holder: an advisory lock on PostgreSQL and MySQL, held
     by a connection that is taken out of the pool. The thread that holds a lock reads and writes over that
@@ -91,6 +96,7 @@ class SQLStore:
             MetaData(),
             Column("name", String(64), primary_key=True),
             Column("value", _Unlogged, nullable=False),
+            Column("updated", BigInteger),
             **_ANY_TEXT,
         )
         self.lock_timeout = lock_timeout
@@ -99,6 +105,7 @@ class SQLStore:
         self._touch = update(self.table).where(self._row).values(name=self.table.c.name)
         self._process = os.getpid()
         self._ready = False
+        self._has_ages: bool | None = None
         self._mine = threading.local()
 
     def create_table(self) -> None:
@@ -118,9 +125,8 @@ class SQLStore:
         """Keep *value* under *key*; it is committed when this returns."""
         if self._update(key, value):
             return
-        row = insert(self.table).values(name=_name(key), value=value)
         try:
-            self._run(lambda connection: connection.execute(row))
+            self._run(lambda connection: self._insert(connection, key, value))
         except IntegrityError:
             # Somebody else has just inserted it.
             if not self._update(key, value):
@@ -129,6 +135,30 @@ class SQLStore:
     def delete(self, key: str) -> None:
         """Forget *key*; nothing happens if it is not there."""
         self._run(lambda connection: connection.execute(delete(self.table).where(self._row), {"row": _name(key)}))
+
+    def purge(self, older_than: float) -> int:
+        """Remove what nobody has set for *older_than* seconds, and return how many values that were.
+
+        A token that is used and need not be renewed is not set: choose more than a token and its refresh token live.
+        Ages are told by the database's clock; rows without one, from before the table had the column, count from now
+        on. Raises ``ValueError`` or ``TypeError`` for what is no number of seconds above 0, ``LookupError`` if the
+        table has no column ``updated``, and the database's errors.
+        """
+        seconds = positive_seconds("older_than", older_than)
+        updated = self.table.c.updated
+        now: ColumnElement[int] = literal_column(_NOW[self.engine.dialect.name])
+
+        def work(connection: Connection) -> int:
+            if not self._tells_ages(connection):
+                advice = f"run 'ALTER TABLE {self.table.name} ADD COLUMN updated BIGINT'"
+                raise LookupError(f"the table {self.table.name} has no column that tells ages: {advice}, then restart")
+            connection.execute(update(self.table).where(updated.is_(None)).values(updated=now))
+            return connection.execute(delete(self.table).where(updated < now - round(seconds))).rowcount
+
+        gone = self._run(work)
+        if self.engine.dialect.name == "sqlite":
+            FileStore(self._folder()).purge(older_than)
+        return gone
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
@@ -214,11 +244,27 @@ class SQLStore:
             # Servers log statements that fail, some drivers' with the values in them: this one has none.
             there = connection.execute(self._touch, {"row": _name(key)}).rowcount > 0
             if there:
-                change = update(self.table).where(self._row)
+                change = update(self.table).where(self._row).values(self._stamp(connection))
                 connection.execute(change, {"row": _name(key), "value": value})
             return there
 
         return self._run(work)
+
+    def _insert(self, connection: Connection, key: str, value: str) -> None:
+        row = {"name": _name(key), "value": value, **self._stamp(connection)}
+        connection.execute(insert(self.table).values(row))
+
+    def _stamp(self, connection: Connection) -> dict[str, ColumnElement[int]]:
+        """Return what to set beside a value; nothing in a table that has no place for it."""
+        return {"updated": literal_column(_NOW[connection.dialect.name])} if self._tells_ages(connection) else {}
+
+    def _tells_ages(self, connection: Connection) -> bool:
+        """Tell whether the table has the column ``updated``. The database is asked once, by *connection*."""
+        if self._has_ages is None:
+            # A statement that fails would end the transaction, and with it the lock.
+            columns = inspect(connection).get_columns(self.table.name)
+            self._has_ages = any(column["name"] == "updated" for column in columns)
+        return self._has_ages
 
     def __repr__(self) -> str:
         return f"SQLStore({self.engine.dialect.name}, table={self.table.name!r})"
@@ -339,4 +385,11 @@ _LOCKS: dict[str, tuple[Callable[[Connection, str], bool], Callable[[Connection,
     "postgresql": (_try_postgresql, _commit_postgresql),
     "mysql": (_try_mysql, _commit_mysql),
     "mariadb": (_try_mysql, _commit_mysql),
+}
+# Whole seconds since 1970, by the database's clock: hosts may differ.
+_NOW = {
+    "sqlite": "CAST(strftime('%s', 'now') AS INTEGER)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS BIGINT)",
+    "mysql": "UNIX_TIMESTAMP()",
+    "mariadb": "UNIX_TIMESTAMP()",
 }

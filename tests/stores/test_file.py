@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -275,15 +275,102 @@ def test_a_file_size_limit_keeps_the_old_value(store: FileStore) -> None:
     assert len(files(store.directory)) == 1
 
 
+def leftover(store: FileStore, name: str, age: float) -> Path:
+    """A file in flight, last written to *age* seconds ago."""
+    path = store.directory / "incoming" / name
+    path.write_text("half a tok")
+    os.utime(path, (time.time() - age, time.time() - age))
+    return path
+
+
 def test_leftovers_of_killed_writers_are_swept(store: FileStore) -> None:
     """The next ``set`` of any key removes what is older than a minute, and not what is written now."""
     store.set("key", "value")
-    old, new = (store.directory / "incoming" / name for name in ("old", "new"))
-    old.write_text("half a tok")
-    new.write_text("half a tok")
-    os.utime(old, (time.time() - 61, time.time() - 61))
+    old, new = leftover(store, "a" * 32, 61), leftover(store, "b" * 32, 0)
     store.set("other", "value")
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_leftovers_are_swept_from_a_full_disk(small_disk: Path) -> None:
+    """Leftovers that fill a disk do not keep themselves there: they go before the next value is written."""
+    store = FileStore(small_disk / "tokens")
+    store.set("key", "old")
+    with suppress(OSError), open(leftover(store, "a" * 32, 0), "wb") as file:
+        file.write(b"x" * 100_000)
+    os.utime(store.directory / "incoming" / ("a" * 32), (0, 0))
+    store.set("key", "new" * 1000)
+    assert store.get("key") == "new" * 1000
+
+
+def test_only_names_of_ours_are_swept(store: FileStore) -> None:
+    """What another program put among the files in flight stays, however old: a file, a folder, a pipe."""
+    store.set("key", "value")
+    strangers = [leftover(store, name, 3600) for name in ("notes.txt", "a" * 31, "A" * 32, "a" * 64)]
+    folder, pipe = (store.directory / "incoming" / (letter * 32) for letter in "cd")
+    folder.mkdir()
+    os.mkfifo(pipe)
+    for path in (folder, pipe):
+        os.utime(path, (0, 0))
+    store.set("key", "new")
+    assert all(path.exists() for path in (*strangers, folder, pipe))
+
+
+def test_a_writer_whose_clock_is_ahead_sweeps_nobodys_file(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ages are told by the folder's own clock: a process an hour ahead leaves another's file in flight alone."""
+    store.set("key", "value")
+    theirs = leftover(store, "a" * 32, 0)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    store.set("key", "new")
+    assert theirs.exists()
+
+
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, make_socket])
+def test_only_a_regular_file_is_a_value_or_a_lock(store: FileStore, make: Callable[[Path], object]) -> None:
+    """A pipe, which would hang its reader, a folder and a socket are refused where a value or a lock should be."""
+    store.set("key", "value")
+    [path] = files(store.directory)
+    path.unlink()
+    make(path)
+    operations: dict[str, Callable[[], object]] = {
+        "get": partial(store.get, "key"),
+        "set": partial(store.set, "key", "new"),
+    }
+    started = time.monotonic()
+    for operation in operations.values():
+        with pytest.raises(PermissionError, match=f"{path} is not a regular file.*remove it"):
+            operation()
+    (store.directory / "locks").mkdir(0o700)
+    make(store.directory / "locks" / path.name)
+    with pytest.raises(PermissionError, match="not a regular file"), store.lock("key"):
+        raise AssertionError("locked")
+    assert time.monotonic() - started < 2
+
+
+def test_a_value_that_is_swapped_between_look_and_open(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link or a pipe that takes the value's place after it was looked at is not followed and not waited for."""
+    store.set("key", "value")
+    [path] = files(store.directory)
+    real = os.open
+    swaps: list[Callable[[], object]] = [lambda: path.symlink_to("/etc/passwd"), lambda: os.mkfifo(path)]
+
+    def opened(name: Path, flags: int, mode: int = 0o777) -> int:
+        if name == path:
+            path.unlink()
+            swaps.pop(0)()
+        return real(name, flags, mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(OSError, match="symbolic link"):
+        store.get("key")
+    path.unlink()
+    path.write_text("value")
+    with pytest.raises(PermissionError, match="not a regular file"):
+        store.get("key")
 
 
 def test_a_corrupt_file_is_a_value_error(store: FileStore) -> None:

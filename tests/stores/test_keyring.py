@@ -11,7 +11,8 @@ from typing import Any
 import keyring
 import pytest
 from keyring.backend import KeyringBackend
-from keyring.backends import fail
+from keyring.backends import fail, null
+from keyring.backends.chainer import ChainerBackend
 from keyring.errors import NoKeyringError, PasswordDeleteError
 
 from finapi_session import KeyringStore
@@ -255,3 +256,79 @@ def test_threads_on_a_vault_of_files(tmp_path: Path) -> None:
 def test_repr() -> None:
     """The repr names the service."""
     assert repr(KeyringStore("app")) == "KeyringStore('app')"
+
+
+# --- backends that keep plain text --------------------------------------------------------------------------------
+
+
+class PlaintextKeyring(Vault):
+    """A backend that says by its name what it does, whatever priority somebody gave it."""
+
+    priority = 9
+
+
+class Stopgap(Vault):
+    """A backend that keyring itself does not recommend."""
+
+    priority = 0.5
+
+
+PLAIN: list[type[Vault]] = [PlaintextKeyring, Stopgap]
+
+
+@pytest.mark.parametrize("backend", PLAIN)
+def test_a_backend_that_keeps_plain_text_is_refused(backend: type[Vault]) -> None:
+    """The store cannot be made on it; the error names it, and what to do instead."""
+    keyring.set_keyring(backend())
+    with pytest.raises(ValueError, match=f"{backend.__name__}.*plain text.*EncryptedStore.*plaintext=True"):
+        KeyringStore()
+
+
+@pytest.mark.parametrize("backend", PLAIN)
+def test_plain_text_that_is_wanted(backend: type[Vault]) -> None:
+    """Whoever says so gets it."""
+    keyring.set_keyring(made := backend())
+    store = KeyringStore(plaintext=True)
+    store.set("key", "value")
+    assert store.get("key") == "value" and made.entries
+
+
+def test_a_backend_that_is_put_in_later(safe: Vault) -> None:
+    """Nothing is written to a backend that took the vault's place after the store was made."""
+    store = KeyringStore()
+    keyring.set_keyring(made := Stopgap())
+    with pytest.raises(ValueError, match="plain text"):
+        store.set("key", "value")
+    assert not made.entries and not safe.entries
+
+
+@pytest.mark.parametrize(("first", "refused"), [(Vault, False), (Stopgap, True)])
+def test_several_backends_in_a_chain(first: type[Vault], refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chain, what counts is the one that is written to: the first."""
+    monkeypatch.setattr(ChainerBackend, "backends", [first(), Stopgap()])
+    keyring.set_keyring(ChainerBackend())  # type: ignore[no-untyped-call]
+    if refused:
+        with pytest.raises(ValueError, match="Stopgap"):
+            KeyringStore()
+    else:
+        KeyringStore().set("key", "value")
+
+
+def test_the_plain_text_backend_that_people_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """keyrings.alt's file in plain text is refused, and not written; with ``plaintext=True`` it is."""
+    file = pytest.importorskip("keyrings.alt.file", reason="keyrings.alt is not installed")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    keyring.set_keyring(file.PlaintextKeyring())
+    with pytest.raises(ValueError, match="PlaintextKeyring"):
+        KeyringStore()
+    assert not list(tmp_path.rglob("*.cfg"))
+    store = KeyringStore(plaintext=True)
+    store.set("key", "value" * 1000)
+    assert store.get("key") == "value" * 1000 and list(tmp_path.rglob("*.cfg"))
+
+
+@pytest.mark.parametrize("backend", [fail.Keyring, null.Keyring])
+def test_what_keeps_nothing_keeps_no_plain_text(backend: type[KeyringBackend]) -> None:
+    """A machine without a vault, and keyring's own backend that forgets all, are none of these."""
+    keyring.set_keyring(backend())  # type: ignore[no-untyped-call]
+    KeyringStore()

@@ -31,8 +31,9 @@ def test_a_store_loads_its_own_dependencies_only(name: str) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
     module = name.removesuffix("Store").lower()
-    also = {"KeyringStore": {"file", "waiting"}, "SQLStore": {"file", "waiting"}, "EncryptedStore": {"protocol"}}
-    ours = {module} | also.get(name, {"waiting"})
+    files = {"file", "folders", "waiting"}
+    more = {"FileStore": files, "KeyringStore": files, "SQLStore": files, "EncryptedStore": {"protocol"}}
+    ours = {module} | more.get(name, {"waiting"})
     # redis-py loads cryptography where it is installed.
     theirs = DEPENDENCIES[name] | ({"cryptography"} if name == "RedisStore" else set())
     assert out == ["[]", str(sorted(ours)), str(sorted(theirs))]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keyring
 import pytest
 import redis
 import redis.asyncio
@@ -42,6 +44,14 @@ def test_keyring_and_memory() -> None:
     assert isinstance(one, MemoryStore) and other.get("key") is None
 
 
+def test_a_keyring_in_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``keyring`` where that is a file in plain text is refused, as by the store itself."""
+    backends = pytest.importorskip("keyrings.alt.file")
+    monkeypatch.setattr(keyring, "get_keyring", backends.PlaintextKeyring)
+    with pytest.raises(ValueError, match="PlaintextKeyring keeps plain text"):
+        open_store("keyring")
+
+
 def test_redis(redis_socket: str) -> None:
     """A URL of Redis is a store there, which waits two seconds at most unless the URL says otherwise."""
     store: Any = open_store(f"unix://{redis_socket}")
@@ -64,7 +74,7 @@ def refused(sent: list[bool]) -> None:
 
 
 def test_sqlite(tmp_path: Path) -> None:
-    """A new database file is its owner's alone, and needs no table made; one named by a URI is left to SQLite."""
+    """A new database file is its owner's alone, and needs no table made, by a URI, too."""
     path = tmp_path / "app.db"
     store: Any = open_store(f"sqlite:///{path}")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -72,8 +82,31 @@ def test_sqlite(tmp_path: Path) -> None:
     assert isinstance(store, SQLStore) and store.get("key") == "value"
     store.engine.dispose()
     other: Any = open_store(f"sqlite:///file:{tmp_path}/other.db?uri=true")
-    assert not (tmp_path / "other.db").exists()
+    assert stat.S_IMODE((tmp_path / "other.db").stat().st_mode) == 0o600
     other.engine.dispose()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows has no modes")
+def test_a_sqlite_file_that_others_may_open(tmp_path: Path) -> None:
+    """It is refused, whatever it is called, and so is one beside which others could plant a journal."""
+    path = tmp_path / "app.db"
+    path.touch()
+    path.chmod(0o640)
+    (tmp_path / "link.db").symlink_to(path)
+    for url in (f"sqlite:///{path}", f"sqlite:///file:{path}?uri=true", f"sqlite:///{tmp_path}/link.db"):
+        with pytest.raises(PermissionError, match=f"others may open {path}: run 'chmod 600 {path}'"):
+            open_store(url)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+    with pytest.raises(PermissionError, match="others may write to"):
+        open_store(f"sqlite:///{tmp_path}/shared/app.db")
+    assert not list((tmp_path / "shared").iterdir())
+
+
+def test_a_sqlite_store_that_is_opened_has_no_connection(tmp_path: Path) -> None:
+    """The look at its file leaves none behind that a forked child would share."""
+    store: Any = open_store(f"sqlite:///{tmp_path}/app.db")
+    assert store.engine.pool.checkedin() == store.engine.pool.checkedout() == 0
 
 
 def test_a_sqlite_file_that_cannot_be_made(tmp_path: Path) -> None:
