@@ -380,11 +380,11 @@ def _use(grants: str, refusals: str = "{}") -> None:
     for loads, text in ((Knowledge.loads, grants), (Knowledge.loads_refusals, refusals)):
         with suppress(ValueError):
             loads(text)
-    for password in ("pw", None):
+    for password in ({"password": "pw"}, {}):
         store = MemoryStore()
         for key, text in ((_KEY, grants), (refusals_key(_KEY), refusals)):
             store.set(key, sealed(_CELL, key, text))
-        session, adapter = _session(_finapi(lambda _: Answered()), username="alice", password=password, store=store)
+        session, adapter = _session(_finapi(lambda _: Answered()), username="alice", store=store, **password)
         for call in (partial(session.get, "/api/v2/x"), session.fetch_token, session.revoke):
             try:
                 call()

@@ -266,7 +266,7 @@ def test_a_suspended_client_costs_no_user_her_login(
     """While finAPI refuses the client, no other grant is tried, and the refresh token works again afterwards."""
     store = MemoryStore()
     sandbox.session("alice", store=store).fetch_token()
-    alice = sandbox.session(store=store).user("alice", password)
+    alice = sandbox.session(store=store).user("alice", *filter(None, [password]))
     warm(alice)
     sandbox.revoke_tokens()
     sandbox.answer_next(status, body={"error": "invalid_client"}, path=CALLS)
