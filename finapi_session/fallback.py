@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .errors import raised_by_signal_handler
 from .events import Journal
-from .stores.protocol import TokenStore
+from .stores.protocol import AdviceError, TokenStore
 
 #: Seconds after which a store that hung, or that did not take a value, is tried again.
 LOOK_AGAIN = 10.0
@@ -77,10 +77,10 @@ class Fallback:
         return 0 < self._rest_until - time.monotonic() <= LOOK_AGAIN
 
     def failed(self, verb: str, error: Exception) -> None:
-        """Warn of *error* by its name: its text may hold a value, save that of a file which may not be touched."""
+        """Warn of *error* by its name: its text may hold a value, save where it is our own advice."""
         if raised_by_signal_handler(error):
             raise error
-        text = f": {error}" if isinstance(error, PermissionError) else ""
+        text = f": {error}" if isinstance(error, AdviceError) else ""
         self.warn(verb, f"{type(error).__name__}{text}")
 
     def _ask(self, verb: str, act: Callable[[], str | None]) -> Read:

@@ -39,6 +39,7 @@ MOST_REFUSALS = 64
 ASKING, LOGIN = "asking", "login"
 
 _LARGEST = 2**53
+_LONGEST_TEXT = 500
 
 _KINDS: dict[str, type[TokenError]] = {
     kind.__name__: kind
@@ -329,7 +330,8 @@ class Knowledge:
     def loads_refusals(cls, text: str) -> Knowledge:
         """Return the refusals that :meth:`dumps_refusals` wrote, or raise ``ValueError``."""
         with _Malformed():
-            return cls(refusals={str(subject): Refusal(**kept) for subject, kept in json.loads(text).items()})
+            kept = json.loads(text).items()
+            return cls(refusals={str(subject): Refusal(**_printable(refusal)) for subject, refusal in kept})
 
 
 #: What is known of an identity at first: one for all, as a process may have very many users.
@@ -354,6 +356,14 @@ class _Malformed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, (AttributeError, KeyError, TypeError, RecursionError, OverflowError)):
             raise ValueError(f"not ours: {type(error).__name__}") from None
+
+
+def _printable(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was kept of a refusal with its texts on one line: they reach the log and terminals."""
+    return {
+        name: "".join(c for c in value if c.isprintable())[:_LONGEST_TEXT] if isinstance(value, str) else value
+        for name, value in kept.items()
+    }
 
 
 def _rank(fact: Grant | Refusal) -> tuple[Any, ...]:

@@ -537,3 +537,10 @@ def test_a_sealed_refusal_without_a_number_is_a_miss(changes: dict[str, Any]) ->
     store.set(key, sealed(cell, key, kept_refusal(**changes)))
     for _ in range(2):
         assert cells.load(cell, refusals=True).knowledge.refusal("password x", 1.8e9) is None
+
+
+def test_texts_of_a_refusal_are_cleaned_when_they_are_read() -> None:
+    """Even what bears our seal moves no cursor and adds no line to a log."""
+    refusal = Refusal("InvalidGrantError", "no\x1b[2J\nmore" + "x" * 1000, 1, description="a\r\nb")
+    kept = Knowledge.loads_refusals(Knowledge(refusals={LOGIN: refusal}).dumps_refusals()).refusals[LOGIN]
+    assert kept.what.startswith("no[2Jmorexxx") and len(kept.what) == 500 and kept.description == "ab"

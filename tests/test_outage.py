@@ -515,3 +515,17 @@ def test_the_reason_of_a_folder_that_is_refused_is_told(
     tmp_path.chmod(0o777)
     warm(sandbox.session(store=FileStore(tmp_path)))
     assert f"run 'chmod 700 {tmp_path}'" in caplog.text
+
+
+def test_the_text_of_a_store_of_ones_own_is_not_logged(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """Only the advice of this package's own stores is told: another's error, of whatever kind, may hold a value."""
+
+    class Telling(MemoryStore):
+        """A store whose error repeats what it was given."""
+
+        def set(self, key: str, value: str) -> None:
+            raise PermissionError(f"may not keep {value}")
+
+    session = sandbox.session(store=Telling())
+    token = session.fetch_token().access_token
+    assert "set: PermissionError;" in caplog.text and token not in caplog.text and "may not keep" not in caplog.text

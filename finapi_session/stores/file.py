@@ -16,6 +16,7 @@ from platformdirs import user_state_path
 
 from ..seconds import positive_seconds
 from .folders import refuse_open_folder, refuse_open_way
+from .protocol import AdviceError
 from .waiting import LOCK_TIMEOUT, pause, too_long
 
 # A write takes milliseconds; what is older than this was left by a writer that was killed.
@@ -169,9 +170,9 @@ def _refuse_other(path: Path) -> None:
 
 def _refuse_mode(path: Path, mode: int) -> None:
     if stat.S_ISLNK(mode):
-        raise PermissionError(f"{path} is a symbolic link, not a regular file: remove it")
+        raise AdviceError(f"{path} is a symbolic link, not a regular file: remove it")
     if not stat.S_ISREG(mode):
-        raise PermissionError(f"{path} is not a regular file: remove it")
+        raise AdviceError(f"{path} is not a regular file: remove it")
 
 
 def _read(path: Path) -> bytes:

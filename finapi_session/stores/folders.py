@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from .protocol import AdviceError
+
 # Windows has neither. They are loaded now: later a service may have given up the right to read them.
 with suppress(ImportError):
     import grp
@@ -31,9 +33,9 @@ def refuse_open_folder(folder: Path) -> None:
         refuse_open_way(folder)
     info = folder.stat()
     if info.st_uid != os.geteuid():
-        raise PermissionError(f"{folder} belongs to another user: name a folder of your own, FileStore('...')")
+        raise AdviceError(f"{folder} belongs to another user: name a folder of your own, FileStore('...')")
     if info.st_mode & 0o022:
-        raise PermissionError(f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder")
+        raise AdviceError(f"others may write to {folder}: run 'chmod 700 {folder}', or name another folder")
 
 
 def refuse_open_way(folder: Path) -> None:
@@ -46,17 +48,17 @@ def refuse_open_way(folder: Path) -> None:
     """
     for place, info in _way(folder) if hasattr(os, "geteuid") else ():
         if info.st_uid not in (0, os.geteuid()):
-            raise PermissionError(f"{place} belongs to another user, who could swap {folder}: name another folder")
+            raise AdviceError(f"{place} belongs to another user, who could swap {folder}: name another folder")
         if _others_may_write(info) and not info.st_mode & stat.S_ISVTX:
             advice = f"run 'chmod go-w {place}', or name another folder"
-            raise PermissionError(f"others may write to {place}, and so swap {folder}: {advice}")
+            raise AdviceError(f"others may write to {place}, and so swap {folder}: {advice}")
 
 
 def refuse_shared_folder(folder: Path) -> None:
     """Raise ``PermissionError`` if other users could put a file into *folder*, or swap it."""
     refuse_open_way(folder)
     if hasattr(os, "geteuid") and _others_may_write(folder.stat()):
-        raise PermissionError(f"others may write to {folder}: name a file in a folder of your own")
+        raise AdviceError(f"others may write to {folder}: name a file in a folder of your own")
 
 
 def refuse_open_file(path: Path) -> None:
@@ -65,9 +67,9 @@ def refuse_open_file(path: Path) -> None:
         return
     info, real = path.stat(), Path(os.path.realpath(path))
     if info.st_uid != os.geteuid():
-        raise PermissionError(f"{real} belongs to another user: name a file of your own")
+        raise AdviceError(f"{real} belongs to another user: name a file of your own")
     if info.st_mode & 0o077:
-        raise PermissionError(f"others may open {real}: run 'chmod 600 {real}', or name another file")
+        raise AdviceError(f"others may open {real}: run 'chmod 600 {real}', or name another file")
     refuse_open_way(path)
     refuse_shared_folder(real.parent)
 
@@ -95,7 +97,7 @@ def _seen(place: Path) -> os.stat_result:
         return place.lstat()
     except PermissionError:
         folder = place.parent
-        raise PermissionError(
+        raise AdviceError(
             f"{folder} does not let this user in: run 'chmod u+x {folder}' as its owner, or name another folder"
         ) from None
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import ContextManager, Protocol, runtime_checkable
 
 
+class AdviceError(PermissionError):
+    """A store of this package refuses what others may change; the message says what to do, and shows no value."""
+
+
 @runtime_checkable
 class TokenStore(Protocol):
     """Keeps text under a key, for as many threads, processes and hosts as share it.

@@ -38,6 +38,7 @@ from sqlalchemy.types import TypeEngine
 from ..redaction import Redacted
 from ..seconds import positive_seconds
 from .file import FileStore
+from .protocol import AdviceError
 from .waiting import LOCK_TIMEOUT, wait_for
 
 _Outcome = TypeVar("_Outcome")
@@ -219,7 +220,7 @@ class SQLStore:
             reason = type(error.orig).__name__
         else:
             return
-        raise PermissionError(
+        raise AdviceError(
             f"the table {self.table.name} is missing, and the database does not let this user create it ({reason}): "
             "call SQLStore(...).create_table() once as a user who may, or make it by a migration from SQLStore.table"
         )

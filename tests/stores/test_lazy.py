@@ -31,7 +31,7 @@ def test_a_store_loads_its_own_dependencies_only(name: str) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
     module = name.removesuffix("Store").lower()
-    files = {"file", "folders", "waiting"}
+    files = {"file", "folders", "protocol", "waiting"}
     more = {"FileStore": files, "KeyringStore": files, "SQLStore": files, "EncryptedStore": {"protocol"}}
     ours = {module} | more.get(name, {"waiting"})
     # redis-py loads cryptography where it is installed.
