@@ -99,14 +99,19 @@ class Cell:
         finAPI's tokens are of no use, be it that the API rejects all, or only one endpoint that does.
         """
         last, now, seconds = self.pause, time.time(), 0.0
-        grant = self.knowledge.find(bearer.partition(" ")[2])
-        old = grant is None or now - (grant.token.issued_at or 0.0) > LONGEST_PAUSE
-        if old or self.accepted == bearer or (last is not None and last.bearer == bearer):
-            return 0.0
+        if self._was_of_use(bearer, now):
+            return seconds
         if last is not None and abs(now - last.until) <= max(_MOMENT, last.seconds):
             seconds = min(max(SHORTEST_PAUSE, 2 * last.seconds), LONGEST_PAUSE)
         self.rest(bearer, seconds)
         return seconds
+
+    def _was_of_use(self, bearer: Bearer, now: float) -> bool:
+        """Tell whether the API took *bearer* before, or it is no longer young, or its pause is over."""
+        if self.accepted == bearer or (self.pause is not None and self.pause.bearer == bearer):
+            return True
+        grant = self.knowledge.find(bearer.partition(" ")[2])
+        return grant is None or now - (grant.token.issued_at or 0.0) > LONGEST_PAUSE
 
 
 def _restored(key: str, seal: str, knowledge: Knowledge, stored: Knowledge) -> Cell:

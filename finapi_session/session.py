@@ -113,7 +113,6 @@ class FinapiSession(requests.Session):
         on_event: Listener | None = None,
     ) -> None:
         identity = Identity(client_id, client_secret, username, _password(password, username))
-        given = _token(token)
         super().__init__()
         self.headers["User-Agent"] = f"finapi-session/{__version__} {self.headers['User-Agent']}"
         self.environment = _environment(environment)
@@ -127,9 +126,8 @@ class FinapiSession(requests.Session):
         self._endpoint = TokenEndpoint(
             self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
         )
-        client = Identity(client_id, client_secret)
-        self._client = self._source(client, given if username is None else None)
-        self._own = self._client if username is None else self._source(identity, given)
+        self._client = self._source(Identity(client_id, client_secret), _token(token) if username is None else None)
+        self._own = self._client if username is None else self._source(identity, _token(token))
         self._parent: FinapiSession | None = None
         # By id: a set of them could not be read while another thread adds one.
         self._users: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()

@@ -85,7 +85,8 @@ def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, FinapiError):
         return _code(error), _advised(error)
     if isinstance(error, requests.RequestException):
-        return UNREACHABLE, f"finAPI did not answer ({type(error).__name__}). {_ADVICE["TokenEndpointError"]}"
+        advice = _ADVICE["TokenEndpointError"]
+        return UNREACHABLE, f"finAPI did not answer ({type(error).__name__}). {advice}"
     if isinstance(error, ImportError):
         return USAGE, _missing(error)
     if isinstance(error, OSError):
