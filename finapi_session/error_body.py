@@ -70,8 +70,8 @@ def read_object(response: requests.Response) -> dict[str, Any]:
 def sent_tokens(response: requests.Response) -> tuple[str, ...]:
     """Return the tokens that were sent to get *response*, which it may repeat."""
     requests_sent = (answer.request for answer in (*response.history, response) if answer.request is not None)
-    headers = (str(request.headers.get("Authorization", "")) for request in requests_sent)
-    return tuple(header.partition(" ")[2] for header in headers)
+    headers = (Redacted(request.headers.get("Authorization", "")) for request in requests_sent)
+    return tuple(Redacted(header.partition(" ")[2]) for header in headers)
 
 
 def _text(response: requests.Response) -> str:

@@ -57,10 +57,19 @@ def _without(text: str, secrets: Iterable[str]) -> str:
     finAPI's texts are well known: "[redacted] credentials" tells that the password is "Bad". finAPI takes none of
     fewer than six characters, so such a one is left out only where it is all of the text.
     """
-    known = tuple(secrets)
-    if text.strip() in filter(None, known):
+    known = tuple(map(Redacted, filter(None, secrets)))
+    if text.strip() in known:
         return "[redacted]"
-    patterns = {pattern for secret in known if len(secret) >= _SHORTEST for pattern in _patterns(secret)}
+    try:
+        return _replaced(text, known)
+    except BaseException as error:  # noqa: B036 - a signal's: the frames below hold the secrets in all spellings
+        from .errors import without_frames  # where something went wrong, since it brings requests
+
+        raise without_frames(error) from None
+
+
+def _replaced(text: str, secrets: Iterable[str]) -> str:
+    patterns = {pattern for secret in secrets if len(secret) >= _SHORTEST for pattern in _patterns(secret)}
     if not patterns:
         return text
     return re.sub("|".join(sorted(patterns, key=len, reverse=True)), "[redacted]", text, flags=re.IGNORECASE)

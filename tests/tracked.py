@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from io import StringIO
 from types import FrameType
 from typing import Any
@@ -61,19 +60,22 @@ def timed_out(_number: int, _frame: FrameType | None) -> None:
 
 
 def of_endpoint(kind: str, origin: str, ca: str) -> Callable[[], object]:
-    """Return a call of *kind* of the endpoint alone."""
-    host = requests.Session()
-    host.verify, host.trust_env = ca, False
-    environment = Environment(origin)
-    endpoint = TokenEndpoint(host, environment, Journal(origin, None), lambda: "r", Retry(0))
+    """Return a call of *kind* of the endpoint alone.
+
+    Each has connections of its own: an exception in the middle of urllib3's pool may leave that locked for good.
+    """
     alice = Credentials("id", SECRET["client"], "alice", SECRET["password"])
     token = Token(SECRET["access"], refresh_token=SECRET["refresh"])
-    calls: dict[str, Callable[[], object]] = {
-        "password": partial(endpoint.fetch, alice, patient=False),
-        "refresh": partial(endpoint.fetch, alice, token, patient=False),
-        "revoke": partial(endpoint.revoke, "alice", token, Bearer(), patient=False),
-    }
-    return calls[kind]
+
+    def call() -> object:
+        host = requests.Session()
+        host.verify, host.trust_env = ca, False
+        endpoint = TokenEndpoint(host, Environment(origin), Journal(origin, None), lambda: "r", Retry(0))
+        if kind == "revoke":
+            return endpoint.revoke("alice", token, Bearer(), patient=False)
+        return endpoint.fetch(alice, token if kind == "refresh" else None, patient=False)
+
+    return call
 
 
 def of_session(kind: str, origin: str, ca: str) -> Callable[[], object]:
