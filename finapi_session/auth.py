@@ -36,7 +36,7 @@ class BearerAuth(AuthBase):
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Put the token on *request*, if it goes to a trusted origin."""
-        if request._body_position is None and hasattr(request.body, "tell"):
+        if request.body is not None and request._body_position is None and hasattr(request.body, "tell"):
             request._body_position = cast(Any, request.body).tell()  # requests asks only what it streams
         if bearer_auth_of(request) is not self:
             # Before the caller's hooks, so that those see the final answer only; in place of another auth's,
@@ -99,8 +99,10 @@ class _Healing:
 
 def bearer_auth_of(request: requests.PreparedRequest) -> BearerAuth | None:
     """Return the auth that *request* was prepared with, if it is ours."""
-    auths = (hook.auth for hook in request.hooks["response"] if isinstance(hook, _Healing))
-    return next((auth for auth in auths if auth is not None), None)
+    for hook in request.hooks["response"]:
+        if isinstance(hook, _Healing) and hook.auth is not None:
+            return hook.auth
+    return None
 
 
 def _give_back(response: requests.Response) -> None:

@@ -239,7 +239,9 @@ class FinapiSession(requests.Session):
         """Send *request* as requests does, with the session's timeout where the call names none."""
         if kwargs.get("timeout") is None:
             kwargs["timeout"] = self.timeout
-        kwargs["verify"] = checked_verify(kwargs.get("verify", self.verify))
+        verify = kwargs.get("verify", self.verify)
+        if verify is not True:
+            kwargs["verify"] = checked_verify(verify)
         if isinstance(request.headers.get("Authorization"), Bearer):
             # Whoever sends it: the token's own environment decides where it may go.
             if not (bearer_auth_of(request) or self.environment).trusts(request.url):
