@@ -80,8 +80,7 @@ class Fallback:
         """Warn of *error* by its name: its text may hold a value, save where it is our own advice."""
         if raised_by_signal_handler(error):
             raise error
-        text = f": {error}" if isinstance(error, AdviceError) else ""
-        self.warn(verb, f"{type(error).__name__}{text}")
+        self.warn(verb, str(error) if isinstance(error, AdviceError) else type(error).__name__)
 
     def _ask(self, verb: str, act: Callable[[], str | None]) -> Read:
         """Ask the store, unless it rests; one that hung before it failed rests, and then one caller tries it again."""

@@ -154,7 +154,7 @@ def renew(want: Want) -> Flow:
 
 
 def record(facts: Knowledge) -> Flow:
-    """Merge *facts* into what the store has, unless it lacks nothing; returns ``None``."""
+    """Merge *facts* into what the store has; returns ``None``."""
     yield from _settle(facts)
     return None
 

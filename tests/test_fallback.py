@@ -15,6 +15,7 @@ from finapi_session.events import Journal
 from finapi_session.fallback import LOOK_AGAIN, Fallback, Read, StoreLock
 from finapi_session.identity import Credentials
 from finapi_session.knowledge import NOTHING, Grant, Knowledge, Refusal, rejected, token_id
+from finapi_session.stores.protocol import AdviceError
 from finapi_session.testing import Sandbox
 from finapi_session.tokens import Token
 
@@ -124,15 +125,15 @@ def test_each_outage_is_warned_of(verb: str) -> None:
 
 
 def test_a_file_that_may_not_be_touched_is_named() -> None:
-    """Of a PermissionError the text is told, too: it says which file, and how to mend it."""
+    """Of a store's own advice the text is told: it says which file, and how to mend it."""
 
     class Forbidding(MemoryStore):
         def get(self, key: str) -> str | None:
-            raise PermissionError(13, "Permission denied", "/var/lib/tokens")
+            raise AdviceError("others may write to /var/lib/tokens: run 'chmod 700 /var/lib/tokens'")
 
     fallback, events = opened(Forbidding())
     assert not fallback.get("key").answered
-    assert "/var/lib/tokens" in str(events[0])
+    assert "get: others may write to /var/lib/tokens: run 'chmod 700 /var/lib/tokens'; going on" in str(events[0])
 
 
 # --- what hangs ---------------------------------------------------------------------------------------------------

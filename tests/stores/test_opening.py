@@ -13,6 +13,7 @@ import keyring
 import pytest
 import redis
 import redis.asyncio
+from keyring.backends import fail
 from sqlalchemy import create_engine, make_url
 
 from finapi_session import (
@@ -36,8 +37,9 @@ def test_files(bare_machine: Path, tmp_path: Path) -> None:
     assert repr(open_store("file:~/tokens")) == repr(FileStore(bare_machine / "tokens"))
 
 
-def test_keyring_and_memory() -> None:
+def test_keyring_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """``keyring`` and ``memory`` are these; each memory is one of its own."""
+    monkeypatch.setattr(keyring, "get_keyring", fail.Keyring)  # else what the first test of this process found
     assert isinstance(open_store("keyring"), KeyringStore)
     one, other = open_store("memory"), open_store("memory")
     one.set("key", "value")
