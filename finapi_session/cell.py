@@ -204,10 +204,9 @@ class Cells:
         return True, NOTHING
 
     def _forget_one(self, busy: Cell) -> None:
-        for key, cell in list(self._cells.items()):
-            if cell is not busy and not cell.flight.busy and not cell.lags:
-                self._cells.pop(key, None)
-                return
+        cells = list(self._cells.items())
+        idle = (key for key, cell in cells if cell is not busy and not cell.flight.busy and not cell.lags)
+        self._cells.pop(next(idle, ""), None)
 
 
 def refusals_key(key: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from .errors import RevocationError, raised_by_signal_handler
 from .events import Journal
@@ -37,8 +39,7 @@ class Closing:
     def give_back(self, sources: Iterable[TokenSource]) -> None:
         """Revoke the tokens of *sources*, one try each, while finAPI answers; tell which live on."""
         waiting = deque(source for source in sources if source.held is not None)
-        for _ in range(min(_ONE_BY_ONE, len(waiting))):
-            self._try_next(waiting)
+        self._work(waiting, _ONE_BY_ONE)
         threads = [threading.Thread(target=self._work, args=(waiting,), daemon=True) for _ in waiting][:_AT_ONCE]
         try:
             for thread in threads:
@@ -57,18 +58,15 @@ class Closing:
             tokens = "the token lives on" if len(sources) == 1 else f"{len(sources)} tokens live on"
             self._journal.tell("failed", whose, reason=f"{reason} on close; {tokens}")
 
-    def _work(self, waiting: deque[TokenSource]) -> None:
-        while self._unanswered < _MOST_UNANSWERED and self.left > 0 and waiting:
-            self._try_next(waiting)
+    def _work(self, waiting: deque[TokenSource], most: int = sys.maxsize) -> None:
+        """Revoke one after the other while finAPI answers, until another thread has taken the last one."""
+        with suppress(IndexError):
+            while most and self._unanswered < _MOST_UNANSWERED and self.left > 0:
+                self._try(waiting.popleft())
+                most -= 1
 
-    def _try_next(self, waiting: deque[TokenSource]) -> None:
-        """Revoke the next one, unless finAPI does not answer, and note whether it did."""
-        if self._unanswered >= _MOST_UNANSWERED or self.left <= 0:
-            return
-        try:
-            source = waiting.popleft()
-        except IndexError:  # another thread took the last one
-            return
+    def _try(self, source: TokenSource) -> None:
+        """Revoke, and note whether finAPI answered."""
         try:
             self._revoke(source, self.left)
         except Exception as error:

@@ -197,3 +197,11 @@ def test_close_without_another_thread(sandbox: Sandbox, monkeypatch: pytest.Monk
         closing = client._revoke_quietly
         closing()
     assert sandbox.count("/oauth/revoke", status=200) == 7
+
+
+def test_nothing_is_revoked_at_the_end_of_a_program(sandbox: Sandbox) -> None:
+    """A wrapper whose finalizer closes is too late for calls: its token lives on, as that of a dropped session."""
+    session = sandbox.session()
+    session.fetch_token()
+    session.close(_ending=lambda: True)
+    assert sandbox.count("/oauth/revoke") == 0

@@ -449,3 +449,28 @@ def test_a_listener_that_raises_costs_nothing(sandbox: Sandbox, caplog: pytest.L
     with sandbox.session(on_event=listener) as session:
         assert session.get("/api/v2/banks").ok
     assert "on_event raised ValueError" in caplog.text and "her-password" not in caplog.text
+
+
+def test_a_lock_that_raises_what_it_was_told_of_is_no_failing_store() -> None:
+    """Whatever a caller's own context does with the error of its body, that is not the store's."""
+
+    class Raising:
+        """A context that raises the error of its body itself."""
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+            if error is not None:
+                raise error
+
+    class Own(MemoryStore):
+        """A store with such locks."""
+
+        def lock(self, key: str) -> Any:
+            return Raising()
+
+    fallback, events = opened(Own())
+    with pytest.raises(LookupError), fallback.lock("key") as lock:
+        assert lock.acquire()
+        raise LookupError
+    assert events == []
