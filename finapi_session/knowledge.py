@@ -83,6 +83,11 @@ class Grant:
         object.__setattr__(self, "refresh_id", None if refresh_token is None else token_id(refresh_token))
 
     @property
+    def about(self) -> tuple[str | None, ...]:
+        """What it states something about: these tokens, obtained with this password."""
+        return self.access_id, self.refresh_id, self.fingerprint
+
+    @property
     def rank(self) -> tuple[Any, ...]:
         """The order of statements about one token, and of grants: by serial, then the later asking, then any."""
         token = self.token
@@ -200,10 +205,9 @@ class Knowledge:
 
         Commutative, associative and idempotent up to the bounds above.
         """
-        grants = {(grant.access_id, grant.refresh_id): grant for grant in self.grants}
+        grants = {grant.about: grant for grant in self.grants}
         for grant in other.grants:
-            tokens = grant.access_id, grant.refresh_id
-            grants[tokens] = max(grant, grants.get(tokens, grant), key=_rank)
+            grants[grant.about] = max(grant, grants.get(grant.about, grant), key=_rank)
         rejections = dict(self.rejections)
         for token, serial in other.rejections.items():
             rejections[token] = max(serial, rejections.get(token, serial))

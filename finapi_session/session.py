@@ -263,9 +263,10 @@ class FinapiSession(requests.Session):
         """Return the adapter for *url*; one that would try again after a 401 leaves that to the session."""
         adapter = super().get_adapter(url)
         retries = getattr(adapter, "max_retries", None)
-        if isinstance(retries, Retry) and 401 in (retries.status_forcelist or ()):
+        statuses = getattr(retries, "status_forcelist", None)
+        if statuses and isinstance(retries, Retry) and 401 in statuses:
             shared, adapter = adapter, object.__new__(type(adapter))
-            without = retries.new(status_forcelist=set(retries.status_forcelist) - {401})
+            without = retries.new(status_forcelist=set(statuses) - {401})
             adapter.__dict__.update(shared.__dict__, max_retries=without)
         return adapter
 

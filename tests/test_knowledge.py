@@ -128,17 +128,12 @@ def test_merge_is_idempotent(one: Knowledge, other: Knowledge) -> None:
     assert merged.merge(other) is merged and merged.merge(one) is merged
 
 
-def tokens(grant: Grant) -> tuple[str, str | None]:
-    """Return which tokens a grant is about."""
-    return grant.access_id, grant.refresh_id
-
-
 @given(KNOWN, KNOWN)
 def test_merge_loses_no_living_grant(one: Knowledge, other: Knowledge) -> None:
     """A grant of which nobody has heard that it is dead is kept, or a later statement of the same token."""
     merged, rejections = one.merge(other), latest([dict(one.rejections), dict(other.rejections)])
     for grant in (*one.grants, *other.grants):
-        same = [each for each in (*one.grants, *other.grants) if tokens(each) == tokens(grant)]
+        same = [each for each in (*one.grants, *other.grants) if each.about == grant.about]
         if alive(grant, rejections) and grant.rank == max(each.rank for each in same):
             # Its refresh token may have come with a newer access token, and its own be dead.
             login = grant.refresh_id, grant.fingerprint
