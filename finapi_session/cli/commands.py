@@ -431,7 +431,11 @@ def purge(settings: Settings, age: str) -> None:
     seconds, remove = _seconds(age), getattr(settings.store, "purge", None)
     if remove is None:
         raise click.UsageError(_NO_PURGE)
-    removed = settings.logins.purge(seconds, remove)
+    try:
+        removed = settings.logins.purge(seconds, remove)
+    finally:
+        if hasattr(settings.store, "engine"):
+            settings.store.engine.dispose()
     values = "1 value" if removed == 1 else f"{removed} values"
     click.echo(f"Removed {values} older than {age}." if removed else f"Nothing is older than {age}.")
 

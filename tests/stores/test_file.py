@@ -241,24 +241,22 @@ def test_a_read_only_disk_keeps_the_old_value(small_disk: Path) -> None:
 
 
 @needs_root
-def test_a_folder_without_the_right_to_write(store: FileStore) -> None:
+def test_a_folder_without_the_right_to_write() -> None:
     """An unprivileged owner without the right to write reads the old value and cannot set."""
-    # All folders that pytest made, however many: a worker of several has one more.
-    for parent in store.directory.parents:
-        if parent.exists() and str(parent).startswith(f"{tempfile.gettempdir()}/pytest"):
-            parent.chmod(0o755)
-    store.directory.parent.mkdir()
-    os.chown(store.directory.parent, 65534, 65534)
+    # Not below pytest's folders: each run that starts shuts those to everyone else.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, 65534, 65534)
+        store = FileStore(Path(folder) / "store")
 
-    def work() -> None:
-        os.setuid(65534)
-        store.set("key", "old")
-        (store.directory / "incoming").chmod(0o500)
-        with pytest.raises(PermissionError):
-            store.set("key", "new")
-        assert store.get("key") == "old"
+        def work() -> None:
+            os.setuid(65534)
+            store.set("key", "old")
+            (store.directory / "incoming").chmod(0o500)
+            with pytest.raises(PermissionError):
+                store.set("key", "new")
+            assert store.get("key") == "old"
 
-    assert places.forked(work)
+        assert places.forked(work)
 
 
 def test_a_file_size_limit_keeps_the_old_value(store: FileStore) -> None:
