@@ -7,8 +7,8 @@ A token is *fresh* from the moment it is obtained; nobody thinks about it. Short
 opens: it is still good, but one thread at a time looks for its successor while the others go on. Once it has *expired*,
 or the API has *rejected* it with a 401, nobody can go on without another one.
 
-Whoever needs one first looks at what is known, here and in the store: a sibling, that is another thread, process or
-host with the same credentials, may have been quicker. If there is none, he takes the lock, which lets one at a time
+A thread that needs one first looks at what is known, here and in the store: a sibling (another thread, process or
+host with the same credentials) may have been quicker. If none was, it takes the lock, which lets one at a time
 through, and looks again, for the same reason. Only then is finAPI asked: by refresh token as long as there is one that
 may serve, then by password. What finAPI answers is merged into what is known and saved before it is used, so that
 whatever happens next, it is not lost; and since what a sibling saved meanwhile is merged as well, the newest token is

@@ -126,7 +126,7 @@ class TokenSource:
         """
         cell = self._cell
         if cell is not None and self._may_renew(cell, bearer):
-            with suppress(TokenEndpointError):  # whoever met the 401 has his answer anyhow
+            with suppress(TokenEndpointError):  # whoever met the 401 has an answer anyhow
                 self._drive(renewal.record(cell.knowledge.without(bearer.partition(" ")[2])))
 
     def revoke(self, bearer: AuthBase | None = None, *, patient: bool, within: float = RENEWAL_SECONDS) -> None:
