@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -30,6 +32,31 @@ _SET_BY_MACHINES = (
     *(f"{kind}_PROXY" for kind in ("HTTP", "HTTPS", "ALL", "NO")),
     *(f"FINAPI_{name}" for name in ("CLIENT_ID", "CLIENT_SECRET", "USERNAME", "PASSWORD", "ENVIRONMENT", "STORE")),
 )
+
+
+def _save_only_ones_own_coverage() -> None:
+    """Let ``os._exit`` of a forked child save what it ran itself.
+
+    Coverage's own way saves the parent's data as well, and waits for ever for a lock of them that another thread of the
+    parent held at the fork.
+    """
+    with suppress(ImportError):
+        from posix import _exit
+
+        from coverage import Coverage
+
+        ours = Coverage.current()
+
+        def leave(status: int) -> NoReturn:
+            if ours is not None:
+                ours.save()
+            _exit(status)
+
+        os._exit = leave
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_save_only_ones_own_coverage)
 
 
 @pytest.fixture(autouse=True)
