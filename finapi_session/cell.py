@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 import math
 import os
 import threading
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Any, NamedTuple
 
+from .envelope import Foreign, dumps, dumps_refusals, loads, loads_refusals, sealed, unsealed
 from .fallback import LOOK_AGAIN, Fallback
 from .flight import Flight, Ticket
 from .identity import Credentials
-from .knowledge import MOST_TEXT, NOTHING, Knowledge, rejected
-from .redaction import Redacted
+from .knowledge import NOTHING, Knowledge, rejected
 from .renewal import View
 from .tokens import Bearer
 
@@ -25,16 +23,11 @@ _MOST_CELLS = 1000
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 # A token that lived for so many seconds, or for as long as the last pause, was of use.
 _MOMENT = 1.0
-_FORMAT = "2"
 # What fails where a store answers, but not with what we wrote.
 _VALUE = "value"
 
 # By process, so that a forked child never waits for a thread that only its parent has.
 _merging: dict[int, threading.RLock] = {}
-
-
-class Foreign(ValueError):
-    """A stored value is not ours; the message says why, and shows nothing of it."""
 
 
 class Pause(NamedTuple):
@@ -137,13 +130,13 @@ class Cells:
 
     def load(self, cell: Cell, *, refusals: bool) -> View:
         """Merge what the store has into what is known."""
-        read, stored = self._read(cell, cell.key, Knowledge.loads)
+        read, stored = self._read(cell, cell.key, loads)
         if read:
             stored = Knowledge(stored.grants, stored.rejections, cell.stored.refusals)
             cell.stored = stored
             cell.learn(stored)
         if refusals:
-            answered, refused = self._read(cell, refusals_key(cell.key), Knowledge.loads_refusals)
+            answered, refused = self._read(cell, refusals_key(cell.key), loads_refusals)
             if answered:
                 cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, refused.refusals)
                 cell.learn(refused)
@@ -159,11 +152,11 @@ class Cells:
         view = self.load(cell, refusals=True)
         known, stored = cell.knowledge, cell.stored
         if (view.read or fresh) and (known.grants, known.rejections) != (stored.grants, stored.rejections):
-            if self.fallback.set(cell.key, sealed(cell, cell.key, known.dumps())):
+            if self.fallback.set(cell.key, sealed(cell.seal, cell.key, dumps(known))):
                 cell.stored = Knowledge(known.grants, known.rejections, cell.stored.refusals)
         if known.refusals != stored.refusals:
             key = refusals_key(cell.key)
-            if self.fallback.set(key, sealed(cell, key, known.dumps_refusals())):
+            if self.fallback.set(key, sealed(cell.seal, key, dumps_refusals(known))):
                 cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, known.refusals)
         if cell.lags:
             cell.early_from = max(cell.early_from, time.time() + LOOK_AGAIN)
@@ -187,21 +180,18 @@ class Cells:
         if not cell.lags and self.fallback.delete(cell.key) and self.fallback.delete(refusals_key(cell.key)):
             self._cells.pop(cell.key, None)
 
-    def _read(self, cell: Cell, key: str, loads: Callable[[str], Knowledge]) -> tuple[bool, Knowledge]:
+    def _read(self, cell: Cell, key: str, take: Callable[[str], Knowledge]) -> tuple[bool, Knowledge]:
         """Return whether the store answered, and what it has under *key*: nothing, if that is not ours."""
         read = self.fallback.get(key)
         if read.text is None:
             return read.answered, NOTHING
         try:
-            known = loads(unsealed(cell, key, read.text))
-            self.fallback.recovered(_VALUE)
-            return True, known
+            known = take(unsealed(cell.seal, key, read.text))
         except Foreign as error:
-            reason = str(error)
-        except ValueError:
-            reason = "malformed"  # its own text may show what is there
-        self.fallback.warn(_VALUE, f"it is {reason}, and is taken for nothing")
-        return True, NOTHING
+            self.fallback.warn(_VALUE, f"it is {error}, and is taken for nothing")
+            return True, NOTHING
+        self.fallback.recovered(_VALUE)
+        return True, known
 
     def _forget_one(self, busy: Cell) -> None:
         cells = list(self._cells.items())
@@ -212,35 +202,3 @@ class Cells:
 def refusals_key(key: str) -> str:
     """Return the key of the refusals: a key of their own, so that neither can cover the tokens nor be covered."""
     return f"{key}-refusals"
-
-
-def unverified(sealed: str) -> Knowledge:
-    """Return the grants in what a store keeps, for whoever only shows or revokes them, or raise ``ValueError``."""
-    version, _, rest = sealed.partition(".")
-    if version != _FORMAT or len(sealed) > MOST_TEXT:
-        raise ValueError("not ours")
-    return Knowledge.loads(rest.partition(".")[2])
-
-
-def sealed(cell: Cell, key: str, text: str) -> str:
-    """Return *text* bound to its key and client: whoever cannot make the seal can neither forge it nor move it."""
-    return Redacted(f"{_FORMAT}.{_seal(cell, key, text)}.{text}")
-
-
-def unsealed(cell: Cell, key: str, sealed: object) -> str:
-    """Return the text that was sealed, or raise :class:`Foreign`."""
-    if not isinstance(sealed, str):
-        raise Foreign(f"no text but {type(sealed).__name__}")
-    if len(sealed) > MOST_TEXT:
-        raise Foreign("too long")
-    version, _, rest = sealed.partition(".")
-    seal, _, text = rest.partition(".")
-    if version != _FORMAT:
-        raise Foreign("of another version, or not ours")
-    if not hmac.compare_digest(seal.encode("utf-8", "replace"), _seal(cell, key, text).encode()):
-        raise Foreign("not sealed by this client for this identity")
-    return Redacted(text)
-
-
-def _seal(cell: Cell, key: str, text: str) -> str:
-    return hmac.new(cell.seal.encode(), f"{key}\n{text}".encode("utf-8", "replace"), sha256).hexdigest()

@@ -8,10 +8,9 @@ whoever states it has seen. Of two statements about the same token or password t
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -26,8 +25,6 @@ from .errors import (
 )
 from .tokens import Token
 
-#: What a store may give back, in characters: more is none of ours.
-MOST_TEXT = 65536
 #: The oldest grant goes first: this many newer ones must end before anybody misses it.
 MOST_GRANTS = 8
 #: The oldest rejection goes first: should a copy that lags so far bring its token back, that costs one 401.
@@ -38,10 +35,8 @@ MOST_REFUSALS = 64
 #: What a refusal is about: any token call for the identity, a login that nobody here can make, or a password.
 ASKING, LOGIN = "asking", "login"
 
-_LARGEST = 2**53
-_LONGEST_TEXT = 500
-
-_KINDS: dict[str, type[TokenError]] = {
+#: The errors that finAPI would only repeat, by name.
+KINDS: dict[str, type[TokenError]] = {
     kind.__name__: kind
     for kind in (
         AccessDeniedError,
@@ -112,18 +107,6 @@ class Grant:
         """Tell whether whoever has the password of *fingerprint* may use it; without one, whatever is there."""
         return not fingerprint or self.fingerprint == fingerprint
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what :meth:`from_dict` reads; it holds the token."""
-        names = ("serial", "fingerprint", "proven", "shared", "sticky")
-        return {"token": self.token.to_dict(), **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def from_dict(cls, kept: Mapping[str, Any]) -> Grant:
-        """Return the grant that :meth:`to_dict` told of."""
-        flags = {name: bool(kept[name]) for name in ("proven", "shared", "sticky")}
-        serial = _check_serial(kept["serial"])
-        return cls(Token.from_dict(kept["token"]), serial, str(kept["fingerprint"]), **flags)
-
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -142,18 +125,6 @@ class Refusal:
     description: str | None = None
     request_id: str | None = None
     retry_after: float | None = None
-
-    def __post_init__(self) -> None:
-        texts = (self.what, self.code, self.description, self.request_id)
-        numbers = (self.status, self.until, self.rest, self.retry_after)
-        _check_serial(self.serial)
-        if (
-            self.error not in _KINDS
-            or self.rest is None
-            or not all(map(_text_or_none, texts))
-            or not all(map(_number_or_none, numbers))
-        ):
-            raise ValueError("not a refusal")
 
     @classmethod
     def of(cls, error: TokenError, serial: int, now: float, rest: float | None = None) -> Refusal:
@@ -180,7 +151,7 @@ class Refusal:
     def to_error(self, now: float) -> TokenError:
         """Return the error that finAPI refused with."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in ("status", "code", "description", "request_id")}
-        error = _KINDS[self.error](self.what, **facts)
+        error = KINDS[self.error](self.what, **facts)
         if self.retry_after is not None and self.until is not None:
             error.retry_after = max(self.retry_after - (now - self.until + self.rest), 0.0)
         return error
@@ -308,35 +279,6 @@ class Knowledge:
         refusals = {subjects[name]: refusal for name, refusal in self.refusals.items() if name in subjects}
         return Knowledge(tuple(grants), self.rejections, refusals)
 
-    def dumps(self) -> str:
-        """Return grants and rejections as JSON text, the newest grants that fit; it holds tokens."""
-        grants = [grant.to_dict() for grant in self.grants]
-        while True:
-            text = json.dumps({"grants": grants, "rejections": dict(self.rejections)})
-            if len(text) < MOST_TEXT - 1024 or not grants:
-                return text
-            grants.pop()
-
-    def dumps_refusals(self) -> str:
-        """Return the refusals as JSON text."""
-        return json.dumps({subject: asdict(refusal) for subject, refusal in self.refusals.items()})
-
-    @classmethod
-    def loads(cls, text: str) -> Knowledge:
-        """Return the grants and rejections that :meth:`dumps` wrote, or raise ``ValueError``."""
-        with _Malformed():
-            kept = json.loads(text)
-            grants = tuple(map(Grant.from_dict, kept["grants"]))
-            rejections = {str(name): _check_serial(serial) for name, serial in kept["rejections"].items()}
-            return NOTHING.merge(cls(grants, rejections))
-
-    @classmethod
-    def loads_refusals(cls, text: str) -> Knowledge:
-        """Return the refusals that :meth:`dumps_refusals` wrote, or raise ``ValueError``."""
-        with _Malformed():
-            kept = json.loads(text).items()
-            return cls(refusals={str(subject): Refusal(**_printable(refusal)) for subject, refusal in kept})
-
 
 #: What is known of an identity at first: one for all, as a process may have very many users.
 NOTHING = Knowledge()
@@ -352,37 +294,5 @@ def rejected(tokens: Iterable[str | None], serial: int) -> Knowledge:
     return Knowledge(rejections={token: serial for token in tokens if token is not None})
 
 
-class _Malformed:
-    """Makes a ``ValueError`` of all that malformed JSON raises where it is taken apart."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (AttributeError, KeyError, TypeError, RecursionError, OverflowError)):
-            raise ValueError(f"not ours: {type(error).__name__}") from None
-
-
-def _printable(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was kept of a refusal with its texts on one line: they reach the log and terminals."""
-    return {
-        name: "".join(c for c in value if c.isprintable())[:_LONGEST_TEXT] if isinstance(value, str) else value
-        for name, value in kept.items()
-    }
-
-
 def _rank(fact: Grant | Refusal) -> tuple[Any, ...]:
     return fact.rank
-
-
-def _text_or_none(value: object) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def _number_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and abs(value) < _LARGEST)
-
-
-def _check_serial(value: object) -> int:
-    if type(value) is not int or not 0 <= value < _LARGEST:
-        raise ValueError("not a serial")
-    return value

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from finapi_session import FinapiSession, MemoryStore, TokenStore
-from finapi_session.cell import refusals_key, unverified
+from finapi_session.cell import refusals_key
+from finapi_session.envelope import unverified
 from finapi_session.identity import Credentials
 from finapi_session.knowledge import Grant
 from finapi_session.testing import Sandbox

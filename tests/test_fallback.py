@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finapi_session import MemoryStore, TokenEvent
-from finapi_session.cell import Cell, Cells, unverified
+from finapi_session.cell import Cell, Cells
+from finapi_session.envelope import unverified
 from finapi_session.events import Journal
 from finapi_session.fallback import LOOK_AGAIN, Fallback, Read, StoreLock
 from finapi_session.identity import Credentials

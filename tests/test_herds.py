@@ -14,7 +14,7 @@ import pytest
 from requests import Request
 
 from finapi_session import FinapiSession, InvalidGrantError, MemoryStore, TokenEndpointError, TokenEvent
-from finapi_session.cell import unverified
+from finapi_session.envelope import unverified
 from finapi_session.flight import Ticket
 from finapi_session.testing import Sandbox
 

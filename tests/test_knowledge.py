@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from finapi_session import MemoryStore, TokenEvent
-from finapi_session.cell import Cell, Cells, refusals_key, sealed
+from finapi_session.cell import Cell, Cells, refusals_key
+from finapi_session.envelope import MOST_TEXT, dumps, dumps_refusals, loads, loads_refusals, sealed
 from finapi_session.errors import InvalidGrantError, TokenEndpointError, UserLockedError
 from finapi_session.events import Journal
 from finapi_session.fallback import Fallback
@@ -21,7 +22,6 @@ from finapi_session.knowledge import (
     MOST_GRANTS,
     MOST_REFUSALS,
     MOST_REJECTIONS,
-    MOST_TEXT,
     NOTHING,
     Grant,
     Knowledge,
@@ -187,7 +187,7 @@ def test_a_token_that_comes_again_lives_again(known: Knowledge) -> None:
 @given(KNOWN)
 def test_what_is_known_comes_back_whole(known: Knowledge) -> None:
     """Grants, rejections and refusals survive their text."""
-    back = Knowledge.loads(known.dumps()).merge(Knowledge.loads_refusals(known.dumps_refusals()))
+    back = loads(dumps(known)).merge(loads_refusals(dumps_refusals(known)))
     assert parts(back) == parts(known)
 
 
@@ -253,8 +253,8 @@ def test_long_tokens_fit_into_the_text() -> None:
     """Of grants that are too long together the newest are written; what is read again knows the same of them."""
     grants = tuple(Grant(Token("T" * 8192 + str(number), NOW, "R" * 8192), number) for number in range(MOST_GRANTS))
     known = NOTHING.merge(Knowledge(grants))
-    text = known.dumps()
-    back = Knowledge.loads(text)
+    text = dumps(known)
+    back = loads(text)
     assert len(text) < MOST_TEXT and 1 <= len(back.grants) < MOST_GRANTS
     assert back.grants == known.grants[: len(back.grants)]
     assert known.merge(back) is known
@@ -318,17 +318,17 @@ def facts(name: str = "T", serial: int = 1) -> Knowledge:
 
 def kept(**changes: Any) -> str:
     """Return the text of grants and rejections, changed."""
-    return json.dumps({**json.loads(facts().dumps()), **changes})
+    return json.dumps({**json.loads(dumps(facts())), **changes})
 
 
 def kept_grant(**changes: Any) -> str:
     """Return the text of one grant, changed."""
-    return kept(grants=[{**json.loads(facts().dumps())["grants"][0], **changes}])
+    return kept(grants=[{**json.loads(dumps(facts()))["grants"][0], **changes}])
 
 
 def kept_refusal(**changes: Any) -> str:
     """Return the text of one refusal, changed."""
-    refusal = json.loads(facts().dumps_refusals())["password x"]
+    refusal = json.loads(dumps_refusals(facts()))["password x"]
     return json.dumps({"password x": {**refusal, **changes}})
 
 
@@ -341,7 +341,7 @@ UNSEALED = {
     "version 3": "3.00.{}",
     "no seal": "2..{}",
     "half": "2.abc",
-    "seal of another alphabet": "2.\u00e9\ud800." + facts().dumps(),
+    "seal of another alphabet": "2.\u00e9\ud800." + dumps(facts()),
     "huge": "2.00." + "x" * 70_000,
     "nested": "[" * 100_000,
 }
@@ -415,7 +415,7 @@ def test_sealed_tokens_that_are_malformed_are_a_miss(text: str) -> None:
     """Even what bears our seal is read with care."""
     store = MemoryStore()
     cell = opened(store)[1]
-    store.set(cell.key, sealed(cell, cell.key, text))
+    store.set(cell.key, sealed(cell.seal, cell.key, text))
     is_a_miss(store)
 
 
@@ -425,7 +425,7 @@ def test_sealed_refusals_that_are_malformed_are_a_miss(text: str) -> None:
     store = MemoryStore()
     cell = opened(store)[1]
     key = refusals_key(cell.key)
-    store.set(key, sealed(cell, key, text))
+    store.set(key, sealed(cell.seal, key, text))
     is_a_miss(store)
 
 
@@ -530,7 +530,7 @@ def test_a_sealed_refusal_without_a_number_is_a_miss(changes: dict[str, Any]) ->
     cells = Cells(Fallback(store, Journal("https://sandbox.finapi.io")))
     cell = cells.of(ALICE, URL)
     key = refusals_key(cell.key)
-    store.set(key, sealed(cell, key, kept_refusal(**changes)))
+    store.set(key, sealed(cell.seal, key, kept_refusal(**changes)))
     for _ in range(2):
         assert cells.load(cell, refusals=True).knowledge.refusal("password x", 1.8e9) is None
 
@@ -538,5 +538,5 @@ def test_a_sealed_refusal_without_a_number_is_a_miss(changes: dict[str, Any]) ->
 def test_texts_of_a_refusal_are_cleaned_when_they_are_read() -> None:
     """Even what bears our seal moves no cursor and adds no line to a log."""
     refusal = Refusal("InvalidGrantError", "no\x1b[2J\nmore" + "x" * 1000, 1, description="a\r\nb")
-    kept = Knowledge.loads_refusals(Knowledge(refusals={LOGIN: refusal}).dumps_refusals()).refusals[LOGIN]
+    kept = loads_refusals(dumps_refusals(Knowledge(refusals={LOGIN: refusal}))).refusals[LOGIN]
     assert kept.what.startswith("no[2Jmorexxx") and len(kept.what) == 500 and kept.description == "ab"

@@ -14,7 +14,8 @@ from freezegun import freeze_time
 from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from finapi_session.cell import Cells, unverified
+from finapi_session.cell import Cells
+from finapi_session.envelope import unverified
 from finapi_session.environment import SANDBOX
 from finapi_session.errors import (
     InvalidGrantError,

@@ -23,7 +23,7 @@ from finapi_session import (
     TokenEndpointError,
     TokenError,
 )
-from finapi_session.cell import unverified
+from finapi_session.envelope import unverified
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock

@@ -103,7 +103,7 @@ class Logins:
 
     def token(self, login: Login) -> Token | None:
         """Return the token that the store keeps of *login*, the newest one."""
-        from ..cell import unverified
+        from ..envelope import unverified
 
         with self._storing():
             text = self._store.get(login.key)

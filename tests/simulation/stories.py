@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from finapi_session.cell import unverified
+from finapi_session.envelope import unverified
 from finapi_session.knowledge import NOTHING, Knowledge
 
 from .models import Finapi, Shared
