@@ -48,8 +48,9 @@ def _save_only_ones_own_coverage() -> None:
         ours = Coverage.current()
 
         def leave(status: int) -> NoReturn:
-            if ours is not None:
-                ours.save()
+            with suppress(Exception):  # a child may not write any more, or not there
+                if ours is not None:
+                    ours.save()
             _exit(status)
 
         os._exit = leave
