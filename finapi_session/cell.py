@@ -162,16 +162,19 @@ class Cells:
             cell.early_from = max(cell.early_from, time.time() + LOOK_AGAIN)
         return view._replace(knowledge=known)
 
+    def lagging(self) -> list[Cell]:
+        """Return the cells that know what the store lacks."""
+        return [cell for cell in list(self._cells.values()) if cell.lags]
+
     def settle(self) -> None:
         """Write what the store lacks, cell after cell, until the store fails."""
-        for cell in list(self._cells.values()):
+        for cell in self.lagging():
+            with Ticket(cell.flight) as ticket, self.fallback.lock(cell.key) as lock:
+                ticket.board(0)
+                lock.acquire()
+                self.save(cell, NOTHING)
             if cell.lags:
-                with Ticket(cell.flight) as ticket, self.fallback.lock(cell.key) as lock:
-                    ticket.board(0)
-                    lock.acquire()
-                    self.save(cell, NOTHING)
-                if cell.lags:
-                    return
+                return
 
     def empty(self, cell: Cell) -> None:
         """Keep nothing of *cell*, which is not used any more; what the store does not take now is settled later."""

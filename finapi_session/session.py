@@ -27,7 +27,6 @@ from .closing import Closing
 from .endpoint import RENEWAL_SECONDS, RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
-from .errors import raised_by_signal_handler
 from .events import Journal, Listener
 from .fallback import Fallback
 from .identity import Identity, Secret
@@ -215,9 +214,7 @@ class FinapiSession(requests.Session):
         the end of the program nothing is revoked.
         """
         if not _ending():
-            self._revoke_quietly()
-            if self._parent is None:
-                self._cells.settle()
+            self._give_back()
         if self._parent is None:
             super().close()
 
@@ -295,27 +292,16 @@ class FinapiSession(requests.Session):
         bearer = None if source is self._client else BearerAuth(self._client, self.environment)
         source.revoke(bearer, patient=patient, within=within)
 
-    def _revoke_quietly(self) -> None:
-        """Revoke what is to be revoked on close."""
+    def _give_back(self) -> None:
+        """Revoke what is to be revoked on close, and let the store have what it lacks."""
         closing = Closing(lambda source, seconds: self._revoke(source, patient=False, within=seconds), self._journal)
         sources = self._to_revoke()
-        if self._can_revoke(sources, closing):
-            closing.give_back(source for source in sources if source is not self._client)
-            closing.give_back(source for source in sources if source is self._client)
-
-    def _can_revoke(self, sources: list[TokenSource], closing: Closing) -> bool:
-        """Get the client's token, without which no user's can be revoked, or tell that those of *sources* live on."""
-        held = [source for source in sources if source.held is not None]
-        if held in ([], [self._client]):
-            return True
-        try:
-            self._client.token(patient=False)
-        except Exception as error:
-            if raised_by_signal_handler(error):
-                raise
-            closing.live_on(held, type(error).__name__)
-            return False
-        return True
+        # Without the client's token no user's can be revoked.
+        closing.give_back((it for it in sources if it is not self._client), lambda: self._client.token(patient=False))
+        closing.give_back(it for it in sources if it is self._client)
+        if self._parent is None and self._cells.lagging():
+            closing.in_threads(self._cells.settle)
+        closing.end()
 
     def _to_revoke(self) -> list[TokenSource]:
         """Return whose tokens end with this session, the users' first: the client's is needed for that."""

@@ -84,6 +84,16 @@ def running_sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
+def own_sandbox() -> Iterator[Sandbox]:
+    """A finAPI of the test's own, as calls may still arrive when the test is over; alice is known to it."""
+    from finapi_session.testing import Sandbox
+
+    with Sandbox() as sandbox:
+        sandbox.add_user("alice", "her-password")
+        yield sandbox
+
+
+@pytest.fixture
 def sandbox(running_sandbox: Sandbox) -> Iterator[Sandbox]:
     """A finAPI as it is after its start, with a user called alice."""
     running_sandbox.reset()

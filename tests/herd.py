@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from finapi_session import FinapiError
 
 #: An API call that answers with what it was asked, and finAPI's token calls.
@@ -45,3 +47,14 @@ def warm(session: Any) -> None:
 def grants(sandbox: Any) -> list[str]:
     """Return how finAPI was asked for tokens so far: password, refresh_token or client_credentials."""
     return [call.grant_type for call in sandbox.calls if call.grant_type]
+
+
+def without_threads(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Let *act* run where no thread can be started."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        act()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from finapi_session import InvalidGrantError, LoginRequiredError, MemoryStore, T
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
-from .herd import CALLS, ECHO, warm
+from .herd import CALLS, ECHO, warm, without_threads
 from .links import Link
 from .logins import keys, stored, without_password
 
@@ -154,22 +155,65 @@ def test_revoke_pardons_its_own_password_only(sandbox: Sandbox) -> None:
     assert sandbox.users["alice"].failed_logins == 3
 
 
-def test_close_takes_ten_seconds_at_most(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_takes_ten_seconds_at_most(own_sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever the number of users and however slow finAPI: several are revoked at once, and what lives on is told."""
-    client = sandbox.session()
+    client = own_sandbox.session()
     users = []
     for number in range(60):
-        sandbox.add_user(f"user-{number}", "password")
+        own_sandbox.add_user(f"user-{number}", "password")
         users.append(client.user(f"user-{number}", "password"))
         users[-1].fetch_token()
-    sandbox.latency = {"/oauth/revoke": 1.5}
+    own_sandbox.latency = {"/oauth/revoke": 1.5}
     started = time.monotonic()
     client.close()
     seconds = time.monotonic() - started
-    revoked = sandbox.count("/oauth/revoke", status=200)
+    revoked = own_sandbox.count("/oauth/revoke", status=200)
     assert seconds < 11.5 and revoked >= 20, (seconds, revoked)
     [told] = [record.getMessage() for record in caplog.records if "tokens live on" in record.getMessage()]
     assert "finAPI does not answer on close" in told and "identities" in told
+
+
+@pytest.mark.parametrize("slow", ["the client's token", "the store's lock"])
+def test_close_waits_for_nothing_longer(
+    slow: str, own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a revocation waits for beside its own call does not prolong a close, and what lives on is told."""
+    monkeypatch.setattr("finapi_session.closing.CLOSE_SECONDS", 1.0)
+    store = MemoryStore()
+    client = own_sandbox.session(store=store, revoke_on_close=True)
+    alice = client.user("alice", "her-password")
+    alice.get(ECHO)
+    with ExitStack() as busy:
+        if slow == "the store's lock":
+            client.fetch_token()
+            busy.enter_context(store.lock(keys(own_sandbox)[0]))
+        else:
+            own_sandbox.latency = {CALLS: 3.0}
+        started = time.monotonic()
+        client.close()
+        assert time.monotonic() - started < 2.5
+    assert own_sandbox.count("/oauth/revoke") == 0
+    assert "finAPI does not answer on close" in caplog.text
+
+
+def test_close_waits_no_longer_to_tell_a_store_what_it_lacks(
+    own_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that missed a token gets it on close, unless somebody else has its lock for too long."""
+    monkeypatch.setattr("finapi_session.closing.CLOSE_SECONDS", 1.0)
+    store = MemoryStore()
+    link = Link(store)
+    alice = own_sandbox.session("alice", store=link)
+    link.cut()
+    alice.fetch_token()
+    link.mend()
+    [key, *_] = keys(own_sandbox)
+    with store.lock(key):
+        started = time.monotonic()
+        alice.close()
+        assert time.monotonic() - started < 2.5 and store.get(key) is None
+    alice.close()
+    assert store.get(key) is not None
 
 
 def test_close_of_many_users_is_quick(sandbox: Sandbox) -> None:
@@ -189,13 +233,7 @@ def test_close_without_another_thread(sandbox: Sandbox, monkeypatch: pytest.Monk
         sandbox.add_user(f"user-{number}", "password")
         client.user(f"user-{number}", "password").fetch_token()
 
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", fail)
-        closing = client._revoke_quietly
-        closing()
+    without_threads(monkeypatch, client._give_back)
     assert sandbox.count("/oauth/revoke", status=200) == 7
 
 

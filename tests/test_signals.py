@@ -23,7 +23,7 @@ from finapi_session.flight import Ticket
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
-from .herd import CALLS, ECHO, warm
+from .herd import CALLS, ECHO, warm, without_threads
 
 
 class TimeIsUp(Exception):
@@ -105,13 +105,17 @@ def test_a_time_limit_comes_through_an_early_renewal(sandbox: Sandbox, clock: Cl
     assert session.get(ECHO).status_code == 200
 
 
+@pytest.mark.parametrize("threads", [True, False], ids=["in threads", "where there can be none"])
 @pytest.mark.parametrize("path", ["/oauth/revoke", CALLS])
-def test_a_time_limit_comes_through_close(sandbox: Sandbox, path: str) -> None:
+def test_a_time_limit_comes_through_close(
+    own_sandbox: Sandbox, path: str, threads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """close() raises nothing of its own, and does not keep what a signal says."""
-    session = sandbox.session("alice")
+    session = own_sandbox.session("alice")
     session.get(ECHO)
-    sandbox.latency = {path: 1.0}
-    _limited(0.3, session.close)
+    own_sandbox.latency = {path: 1.0}
+    close = session.close if threads else partial(without_threads, monkeypatch, session._give_back)
+    _limited(0.3, close)
 
 
 @pytest.mark.parametrize("username", [None, "alice"])
