@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import (
     AccessDeniedError,
@@ -34,6 +34,12 @@ MOST_REFUSALS = 64
 
 #: What a refusal is about: any token call for the identity, a login that nobody here can make, or a password.
 ASKING, LOGIN = "asking", "login"
+
+_About = TypeVar("_About")
+_Fact = TypeVar("_Fact")
+
+# One for all that know nothing of a kind; nobody writes to it.
+_NONE: Mapping[str, Any] = {}
 
 #: The errors that finAPI would only repeat, by name.
 KINDS: dict[str, type[TokenError]] = {
@@ -162,8 +168,8 @@ class Knowledge:
     """Grants (the newest first), rejections of tokens (by id, with their serial), refusals (by what they are about)."""
 
     grants: tuple[Grant, ...] = ()
-    rejections: Mapping[str, int] = field(default_factory=dict)
-    refusals: Mapping[str, Refusal] = field(default_factory=dict)
+    rejections: Mapping[str, int] = field(default_factory=lambda: _NONE)
+    refusals: Mapping[str, Refusal] = field(default_factory=lambda: _NONE)
 
     @property
     def serial(self) -> int:
@@ -176,16 +182,11 @@ class Knowledge:
 
         Commutative, associative and idempotent up to the bounds above.
         """
-        grants = {grant.about: grant for grant in self.grants}
-        for grant in other.grants:
-            grants[grant.about] = max(grant, grants.get(grant.about, grant), key=_rank)
-        rejections = dict(self.rejections)
-        for token, serial in other.rejections.items():
-            rejections[token] = max(serial, rejections.get(token, serial))
-        refusals = dict(self.refusals)
-        for subject, refusal in other.refusals.items():
-            refusals[subject] = max(refusal, refusals.get(subject, refusal), key=_rank)
-        merged = Knowledge(tuple(sorted(grants.values(), key=_rank, reverse=True)), rejections, refusals)._bounded()
+        ours, theirs = ({grant.about: grant for grant in known.grants} for known in (self, other))
+        grants = sorted(_later(ours, theirs, _rank).values(), key=_rank, reverse=True)
+        rejections = _later(self.rejections, other.rejections, int)
+        refusals = _later(self.refusals, other.refusals, _rank)
+        merged = Knowledge(tuple(grants), rejections, refusals)._bounded()
         return self if merged == self else merged
 
     def _bounded(self) -> Knowledge:
@@ -292,6 +293,15 @@ def token_id(token: str) -> str:
 def rejected(tokens: Iterable[str | None], serial: int) -> Knowledge:
     """Return the statement that *tokens* (by id) are dead."""
     return Knowledge(rejections={token: serial for token in tokens if token is not None})
+
+
+def _later(
+    ours: Mapping[_About, _Fact], theirs: Mapping[_About, _Fact], rank: Callable[[_Fact], Any]
+) -> Mapping[_About, _Fact]:
+    """Return the later of the statements about each."""
+    if not (ours and theirs):
+        return ours or theirs
+    return {**ours, **{about: max(fact, ours.get(about, fact), key=rank) for about, fact in theirs.items()}}
 
 
 def _rank(fact: Grant | Refusal) -> tuple[Any, ...]:
