@@ -167,7 +167,8 @@ class Cells:
         return [cell for cell in list(self._cells.values()) if cell.lags]
 
     def settle(self) -> None:
-        """Write what the store lacks, cell after cell, until the store fails."""
+        """Write what the store lacks, cell after cell, until the store fails; one that hung is tried once more."""
+        self.fallback.wake()
         for cell in self.lagging():
             with Ticket(cell.flight) as ticket, self.fallback.lock(cell.key) as lock:
                 ticket.board(0)

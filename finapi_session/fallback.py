@@ -76,6 +76,10 @@ class Fallback:
         # Another process, which a pickled session may have come to, may have another clock.
         return 0 < self._rest_until - time.monotonic() <= LOOK_AGAIN
 
+    def wake(self) -> None:
+        """Let the next caller try a store that hung."""
+        self._rest_until = 0.0
+
     def failed(self, verb: str, error: Exception) -> None:
         """Warn of *error* by its name: its text may hold a value, save where it is our own advice."""
         if raised_by_signal_handler(error):

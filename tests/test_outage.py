@@ -475,6 +475,19 @@ def test_a_store_that_hangs_is_waited_for_once(verb: str, sandbox: Sandbox, wait
     assert len(stored(sandbox, link)) == len(stored(sandbox, link, None)) == 1 and sandbox.count(CALLS) == 2
 
 
+def test_close_tries_a_store_that_hung_once_more(sandbox: Sandbox) -> None:
+    """What the store missed is not lost with the process, though a call would not wait for that store yet."""
+    link = Link(None, "set")
+    link.seconds = 1.1
+    alice = sandbox.session("alice", store=link)
+    warm(alice)
+    link.mend()
+    warm(alice)
+    assert stored(sandbox, link) == ()
+    alice.close()
+    assert len(stored(sandbox, link)) == 1
+
+
 def test_only_one_tries_a_store_that_hung(sandbox: Sandbox, wait: Callable[[float], None]) -> None:
     """When its rest is over, one caller waits for it, not all."""
     link = Link(None, "get")

@@ -182,7 +182,7 @@ class Worker:
 
     def _note(self, event: TokenEvent) -> None:
         now = _MACHINE_TIME()
-        if event.kind in ("issued", "renewed"):
+        if event.kind in ("issued", "renewed", "adopted"):  # a sibling's token may be the one that died young
             self._given.append((event.kind, now - (event.milliseconds or 0.0) / 1000, now))
         elif event.kind == "decided" and "not renewed again" in str(event.reason):
             _, asked, given = self._given[-2:][0]
