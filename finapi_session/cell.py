@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -123,7 +124,8 @@ class Cells:
     def of(self, credentials: Credentials, token_url: str) -> Cell:
         """Return the cell of an identity."""
         key = credentials.key(token_url)
-        cell = self._cells.get(key) or self._cells.setdefault(key, Cell(key, credentials.seal))
+        seal = sys.intern(credentials.seal)  # one for all users of a client
+        cell = self._cells.get(key) or self._cells.setdefault(key, Cell(key, seal))
         if len(self._cells) > _MOST_CELLS:
             self._forget_one(cell)
         return cell

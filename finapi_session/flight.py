@@ -18,6 +18,11 @@ _LOOK_SECONDS = 1.0
 
 _REENTERED = "on_event and callable secrets must not ask for a token while one is being asked for"
 
+# Who flies, by process and flight, so that a forked child never waits for a thread that only its parent has. Nobody is
+# kept alive by it, so that somebody whom a signal interrupted on the way out is in nobody's way. One for all flights,
+# as a process may have very many.
+_flying: dict[tuple[int, int], weakref.ref[Ticket]] = {}
+
 #: Flights that are under way in this context, that is: whoever asks again is called by the flight itself.
 _aboard: ContextVar[frozenset[int]] = ContextVar("finapi_session_flights", default=frozenset())
 
@@ -31,21 +36,23 @@ class _Failure(NamedTuple):
 class Flight:
     """Lets one thread at a time through. A copy, and a forked child, start with nobody in flight."""
 
-    __slots__ = ("flying", "failure")
+    __slots__ = ("failure",)
 
     def __init__(self) -> None:
-        #: Who flies, by process, so that a forked child never waits for a thread that only its parent has. It is not
-        #: kept alive by it, so that somebody whom a signal interrupted on the way out is in nobody's way.
-        self.flying: dict[int, weakref.ref[Ticket]] = {}
         self.failure: _Failure | None = None
 
     def __reduce__(self) -> tuple[type[Flight], tuple[()]]:
         return Flight, ()
 
     @property
+    def place(self) -> tuple[int, int]:
+        """What whoever flies takes."""
+        return os.getpid(), id(self)
+
+    @property
     def busy(self) -> bool:
         """Whether somebody flies."""
-        flying = self.flying.get(os.getpid())
+        flying = _flying.get(self.place)
         return flying is not None and flying() is not None
 
 
@@ -68,10 +75,10 @@ class Ticket:
 
         Raises ``RuntimeError`` if the flight itself asks, and :class:`TokenEndpointError` if it takes too long.
         """
-        deadline, flying = time.monotonic() + seconds, self._flight.flying
-        while (holder := flying.setdefault(os.getpid(), weakref.ref(self))()) is not self:
+        deadline, place = time.monotonic() + seconds, self._flight.place
+        while (holder := _flying.setdefault(place, weakref.ref(self))()) is not self:
             if holder is None:
-                flying.pop(os.getpid(), None)
+                _flying.pop(place, None)
                 continue
             landed, thread, holder = holder._landed, holder._thread, None
             left = deadline - time.monotonic()
@@ -103,8 +110,9 @@ class Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        flying = self._flight.flying.get(os.getpid())
+        place = self._flight.place
+        flying = _flying.get(place)
         if flying is not None and flying() is self:
             _aboard.set(_aboard.get() - {id(self._flight)})
-            del self._flight.flying[os.getpid()]
+            del _flying[place]
             self._landed.set()
