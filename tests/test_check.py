@@ -12,7 +12,7 @@ import pytest
 from finapi_session import MemoryStore
 from finapi_session.cli import check as looks
 from finapi_session.cli.check import check
-from finapi_session.cli.logins import Client
+from finapi_session.cli.clients import Client
 from finapi_session.environment import Environment
 from finapi_session.errors import LoginRequiredError
 from finapi_session.testing import Sandbox

@@ -25,7 +25,8 @@ import pytest
 
 from finapi_session import SANDBOX
 from finapi_session.cli import __main__ as cli, commands
-from finapi_session.cli.logins import Client, Login
+from finapi_session.cli.clients import Client
+from finapi_session.cli.logins import Login
 from finapi_session.testing import Sandbox
 
 PACKAGE = Path(__file__).parents[1]
@@ -116,7 +117,7 @@ class Terminal:
         self._mine, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [*command, *arguments],
-            env={**environ, "TERM": "xterm"},
+            env={"TERM": "xterm", **environ},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -263,11 +264,57 @@ def test_request_sends_all_it_is_given(environ: dict[str, str], tmp_path: Path) 
 def test_request_is_readable_on_a_terminal(anna: dict[str, str]) -> None:
     """On a terminal JSON is indented, and control characters from the answer are shown, not obeyed."""
     body = json.dumps({"ä": "\x9b31m"}, ensure_ascii=False)
-    with Terminal(anna, "request", "POST", "/api/v2/tests/echo", "-d", body) as terminal:
+    with Terminal({**anna, "NO_COLOR": "1"}, "request", "POST", "/api/v2/tests/echo", "-d", body) as terminal:
         assert terminal.end() == 0
         assert '\n  "method": "POST",\n' in terminal.shown
         assert "\x9b" not in terminal.shown and "\\u009b31m" in terminal.shown
         assert "ä" in terminal.shown
+
+
+@pytest.mark.parametrize("quiet", [{}, {"NO_COLOR": "1"}, {"NO_COLOR": ""}, {"TERM": "dumb"}], ids=str)
+def test_colours_are_for_terminals(anna: dict[str, str], sandbox: Sandbox, quiet: dict[str, str]) -> None:
+    """Names, texts, numbers and words are told apart by colour on a terminal that wants it, and nowhere else."""
+    body = {"a": 'x": 1 \\', "b": [-1.5e3, None, True, "\x1b[2J"], "c": {}}
+    for _ in range(2):
+        sandbox.answer_next(200, body=body, path="/accounts")
+    with Terminal({**anna, **quiet}, "request", "GET", "/api/v2/accounts") as terminal:
+        assert terminal.end() == 0
+    shown = terminal.shown.partition("\n")[2]
+    plain = json.dumps(body, indent=2)
+    assert re.sub(r"\x1b\[\d+m", "", shown) == f"{plain}\n"
+    if quiet:
+        assert "\x1b" not in shown
+    else:
+        coloured = dict(re.findall(r"\x1b\[(\d+)m(.*?)\x1b\[0m", shown))
+        assert set(coloured) == {"34", "32", "36", "35"} and coloured["36"] == "-1500.0"
+        assert '\x1b[32m"x\\": 1 \\\\"\x1b[0m' in shown and '\x1b[34m"a"\x1b[0m: ' in shown
+    assert "\x1b" not in run({**anna, **quiet}, "request", "GET", "/api/v2/accounts", "-i").stdout
+
+
+def test_fields_make_a_body(environ: dict[str, str]) -> None:
+    """Fields after the path are a JSON object: texts after =, JSON after :=, wherever the options stand."""
+    fields = ["name=Jörg = Söhne", "leer=", "x:y=z", "ids:=[1, 2]", "isNew:=false", 'nested:={"a": "b=c"}', "t=a:=b"]
+    result = run(environ, "request", "patch", "-p", "q=1", "/api/v2/tests/echo", *fields, "-H", "X-Text: a")
+    echo = json.loads(result.stdout)
+    wanted = {"name": "Jörg = Söhne", "leer": "", "x:y": "z", "ids": [1, 2], "isNew": False}
+    assert json.loads(echo["text"]) == {**wanted, "nested": {"a": "b=c"}, "t": "a:=b"}
+    assert (echo["method"], echo["query"], echo["headers"]["X-Text"]) == ("PATCH", {"q": "1"}, "a")
+    assert echo["headers"]["Content-Type"] == "application/json"
+
+
+def test_headers_before_the_body(environ: dict[str, str], sandbox: Sandbox) -> None:
+    """``-i`` writes status line and headers as they came, but no cookie and no token that they repeat."""
+    token = run(environ, "token").stdout.strip()
+    headers = {"Set-Cookie": "session=cookie-of-mine", "X-Echo": f"Bearer {token}", "X-Text": "a  b", "X-Bad": "\x9b2J"}
+    sandbox.answer_next(404, body={"code": "GONE"}, path="/banks", headers=headers)
+    result = run(environ, "request", "GET", "/api/v2/banks", "-i")
+    head, _, body = result.stdout.partition("\n\n")
+    status, *lines = head.split("\n")
+    shown = dict(line.split(": ", 1) for line in lines)
+    assert result.returncode == 1 and status == "HTTP/1.1 404 NOT FOUND" and json.loads(body) == {"code": "GONE"}
+    assert (shown["Set-Cookie"], shown["X-Text"], shown["X-Bad"]) == ("[redacted]", "a  b", "2J")
+    assert shown["Content-Type"] == "application/json" and "[redacted]" in shown["X-Echo"]
+    assert token not in result.stdout and "cookie-of-mine" not in result.stdout
 
 
 def test_nothing_to_show_on_a_terminal(environ: dict[str, str], sandbox: Sandbox) -> None:
@@ -415,6 +462,17 @@ def test_all_pages_show_progress_on_a_terminal(anna: dict[str, str]) -> None:
         ["request", "POST", "/api/v2/users", "-d", "@/no/such/file"],
         ["request", "POST", "/api/v2/users", "-d", "[" * 100_000],
         ["request", "POST", "/api/v2/users", "--all-pages"],
+        ["request", "GET", "/api/v2/banks", "--all-pages", "-i"],
+        ["request", "GET", "/api/v2/banks", "search=Sparkasse"],
+        ["request", "POST", "/api/v2/users", "id"],
+        ["request", "POST", "/api/v2/users", "=x"],
+        ["request", "POST", "/api/v2/users", ":=1"],
+        ["request", "POST", "/api/v2/users", "id=a", "id=b"],
+        ["request", "POST", "/api/v2/users", "id:=a"],
+        ["request", "POST", "/api/v2/users", "id=\udce4"],
+        ["request", "POST", "/api/v2/users", 'id:="\udce4"'],
+        ["request", "POST", "/api/v2/users", "-d", "\udce4"],
+        ["request", "POST", "/api/v2/users", "id=a", "-d", "{}"],
         ["request", "GET", "/api/v2/banks", "--all-pages", "-p", "page=two"],
         ["token", "--user", ""],
         ["sandbox", "--port", "65536"],
@@ -668,14 +726,96 @@ def test_login_again_keeps_the_client(vault: Callable[[float], dict[str, str]], 
 
 
 def test_a_plain_text_keyring_is_not_used(vault: Callable[[float], dict[str, str]], tmp_path: Path) -> None:
-    """A stopgap keyring gets no secret; ``login`` gives the lines to write instead, without the secret."""
-    with Terminal(vault(0.5), "login", "--client") as terminal:
+    """A stopgap keyring gets no secret; a file is offered, and without it the lines to write come last of all."""
+    with Terminal(vault(0.5), "login") as terminal:
         terminal.answer("Client id:", "sandbox-client")
         terminal.answer("Client secret:", SECRET)
+        terminal.answer("which only you may read? [y/N]:", "")
+        terminal.answer("User id (Enter for none):", "anna.schmidt")
+        terminal.answer("Password:", PASSWORD)
         assert terminal.end() == 0 and SECRET not in terminal.shown
-        assert "export FINAPI_CLIENT_ID=sandbox-client" in terminal.shown
-        assert "export FINAPI_CLIENT_SECRET" in terminal.shown
+    _, found, lines = terminal.shown.partition("so the client's secret is not kept.\n")
+    assert found and lines.startswith("For the next commands, and for FinapiSession.from_env() in programs, run:\n")
+    assert [line.split()[-1] for line in lines.splitlines()[1:]] == [
+        "FINAPI_STORE=file",
+        "FINAPI_CLIENT_ID=sandbox-client",
+        "secret",
+        "FINAPI_USERNAME=anna.schmidt",
+    ]
     assert not (tmp_path / "vault.json").exists()
+
+
+def test_login_and_programs_find_each_other(environ: dict[str, str], sandbox: Sandbox) -> None:
+    """With the lines that ``login`` prints, and the secret typed, a program has the token without a token call."""
+    bare = {name: value for name, value in environ.items() if name in ("PATH", "HOME", *COVERAGE)}
+    there = {"PYTHONPATH": str(PACKAGE), "REQUESTS_CA_BUNDLE": sandbox.ca_bundle, "TERM": "dumb"}
+    nobody = {"PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring"}
+    options = ("--user", "anna.schmidt", "--environment", sandbox.base_url)
+    with Terminal({**bare, **there, **nobody}, "login", *options) as terminal:
+        terminal.answer("Client id:", "sandbox-client")
+        terminal.answer("Client secret:", SECRET)
+        terminal.answer("[y/N]:", "n")
+        terminal.answer("Password:", PASSWORD)
+        assert terminal.end() == 0
+    exports = terminal.shown.partition("run:\n")[2]
+    program = "from finapi_session import FinapiSession; print(FinapiSession.from_env().get('/api/v2/accounts').text)"
+    for command in (
+        f"{sys.executable} -c {shlex.quote(program)}",
+        f"{shlex.join(COMMAND)} request GET /api/v2/accounts",
+    ):
+        told = subprocess.run(
+            ["bash", "-c", f"{exports}\n{command}"],
+            env={**bare, **there},
+            input=f"{SECRET}\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert told.returncode == 0 and "Girokonto" in told.stdout, told.stderr
+    assert sandbox.count("/oauth/token") == 2
+
+
+def test_a_database_with_a_password_is_not_repeated(environ: dict[str, str], tmp_path: Path) -> None:
+    """Of a store that is a URL, ``login`` says how to set it, and does not print it."""
+    url = f"sqlite:///{tmp_path}/tokens-of-mine.db"
+    result = run(environ, "login", "--store", url)
+    assert "read -rs FINAPI_STORE && export FINAPI_STORE   # then type what you gave to --store" in result.stdout
+    assert "tokens-of-mine" not in result.stdout
+    assert "FINAPI_STORE" not in run({**environ, "FINAPI_STORE": url}, "login").stdout
+
+
+def test_a_private_file_for_the_client(
+    vault: Callable[[float], dict[str, str]], bare_machine: Path, tmp_path: Path
+) -> None:
+    """Without a keyring the client may live in a file of the user's alone; a vault, or the last logout, ends that."""
+    machine, folder = vault(0.5), bare_machine / ".local/state/finapi_session/clients"
+    for priority in (0.5, 5):
+        with Terminal(machine, "login", "--client") as terminal:
+            terminal.answer("Client id:", "sandbox-client")
+            terminal.answer("Client secret:", SECRET)
+            terminal.answer(f"{folder}, which only you may read? [y/N]:", "y")
+            assert terminal.end() == 0 and "kept there until the last logout" in terminal.shown
+        [file] = [path for path in folder.iterdir() if path.is_file()]
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600 and SECRET in file.read_text()
+        assert run(machine, "token").returncode == 0
+        with Terminal(vault(priority), "login", "--client") as terminal:
+            terminal.answer("Client id [sandbox-client]:", "")
+            terminal.answer("Client secret (Enter for the one that is kept):", "")
+            if priority < 1:
+                terminal.answer("[y/N]:", "y")
+            assert terminal.end() == 0
+        assert file.exists() is (priority < 1)
+        assert run(machine, "logout", "--all").returncode == 0 and not file.exists()
+    assert SECRET not in (tmp_path / "vault.json").read_text()
+
+
+def test_a_private_file_that_others_may_write_to(vault: Callable[[float], dict[str, str]], bare_machine: Path) -> None:
+    """A client is not taken from a folder in which somebody else may have put it."""
+    folder = bare_machine / ".local/state/finapi_session/clients"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    result = run(vault(0.5), "token")
+    assert result.returncode == 5 and f"chmod 700 {folder}" in the_line(result)
 
 
 def test_login_with_a_wrong_password(vault: Callable[[float], dict[str, str]]) -> None:
@@ -860,8 +1000,19 @@ def test_revoke_without_a_standard_input(environ: dict[str, str]) -> None:
 def test_logout_of_nobody(anna: dict[str, str], sandbox: Sandbox) -> None:
     """To log out who is not logged in costs no call."""
     result = run(anna, "logout")
-    assert result.returncode == 0 and "no token was kept" in result.stdout
+    whom = f"user 'anna.schmidt' at {sandbox.base_url}"
+    assert (result.returncode, result.stdout) == (0, f"Nobody to log out: no token was kept of {whom}.\n")
     assert sandbox.count() == 0
+
+
+def test_logout_where_nobody_is_logged_in(vault: Callable[[float], dict[str, str]], anna: dict[str, str]) -> None:
+    """On a machine where nothing is known that is what is said; where others are logged in, the client is missing."""
+    for arguments in (["logout"], ["logout", "--all"], ["logout", "--user", "anna.schmidt"]):
+        result = run(vault(0.5), *arguments)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "Nobody is logged in.\n", "")
+    run(anna, "token")
+    result = run(vault(0.5), "logout")
+    assert result.returncode == 3 and "the secret of a client" in the_line(result)
 
 
 def test_logout_all_goes_on_where_a_client_is_not_known(environ: dict[str, str], sandbox: Sandbox) -> None:

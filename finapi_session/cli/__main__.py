@@ -95,6 +95,11 @@ def _explained(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, click.Abort):
         return INTERRUPTED, ""
+    if isinstance(error, click.NoSuchOption):
+        from .commands import commands
+        from .options import misplaced
+
+        return USAGE, misplaced(error, commands)
     if isinstance(error, click.ClickException):
         return error.exit_code, error.format_message()
     return BUG, f"this should not happen: {type(error).__name__}. Please report it, with what -vv tells."

@@ -18,7 +18,7 @@ from ..session import FinapiSession
 from ..stores.protocol import TokenStore
 
 if TYPE_CHECKING:
-    from .logins import Client
+    from .clients import Client
 
 #: The exit codes of the command line.
 LOGIN, UNREACHABLE, STORAGE = 3, 4, 5

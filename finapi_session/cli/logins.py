@@ -1,4 +1,4 @@
-"""Who is logged in at the command line: an index of identities, and clients' secrets in the vault."""
+"""Who is logged in at the command line: an index of identities in the store."""
 
 from __future__ import annotations
 
@@ -6,30 +6,21 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..identity import Credentials, folded, label
 from ..stores.protocol import TokenStore
 from ..tokens import Token
+from .clients import Client
 
 if TYPE_CHECKING:
     from ..environment import Environment
 
 _INDEX = "finapi-session command line: identities"
-_SERVICE = "finapi_session.client"
-# keyring's own line between vaults and stopgaps, such as files in plain text.
-_RECOMMENDED = 1
 
 
 class StorageError(OSError):
     """A token store cannot be used; the message says why and what to do."""
-
-
-class Client(NamedTuple):
-    """A client's id and secret."""
-
-    client_id: str
-    client_secret: str
 
 
 @dataclass(frozen=True)
@@ -161,36 +152,3 @@ def _read(entry: Any) -> Login | None:
         return login if login.environment and all(isinstance(text, str) for text in texts) else None
     except (TypeError, ValueError):
         return None
-
-
-def kept_client(environment: Environment) -> Client | None:
-    """Return the client that :func:`keep_client` kept for *environment*."""
-    with suppress(Exception):
-        text = _vault().get(environment.token_url)
-        return Client(*json.loads(text)) if text else None
-    return None
-
-
-def keep_client(client: Client, environment: Environment) -> bool:
-    """Keep *client* in the system's vault; tell whether there is one."""
-    with suppress(Exception):
-        _vault().set(environment.token_url, json.dumps(client))
-        return True
-    return False
-
-
-def forget_client(environment: Environment) -> None:
-    """Remove the client that was kept for *environment*."""
-    with suppress(Exception):
-        _vault().delete(environment.token_url)
-
-
-def _vault() -> TokenStore:
-    """Return the system's vault, or raise: of the many ways not to have one none is worth telling apart."""
-    import keyring
-
-    from ..stores.keyring import KeyringStore
-
-    if keyring.get_keyring().priority < _RECOMMENDED:
-        raise LookupError("no vault, or one in plain text")
-    return KeyringStore(_SERVICE)

@@ -1,11 +1,12 @@
-"""An API call at the command line: what is sent, all pages as one, and what is shown of the answer."""
+"""What ``request`` shows of the answer, and all pages as one."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -14,42 +15,7 @@ import requests
 from ..error_body import raise_for_error, read_object, sent_tokens
 from ..errors import ApiError
 from ..paging import page_count
-from ..redaction import printable
-from ..session import FinapiSession
-
-
-def pairs(given: Iterable[str], separator: str) -> list[tuple[str, str]]:
-    """Split each of *given* at the first *separator*, or raise ``BadParameter``."""
-    split = [text.partition(separator) for text in given]
-    for name, found, value in split:
-        if not name or not found:
-            raise click.BadParameter(f"write it as name{separator}value, not {name + found + value!r}")
-    return [(name.strip(), value.strip() if separator == ":" else value) for name, _, value in split]
-
-
-def read_body(given: str | None) -> bytes | None:
-    """Return the JSON that *given* is, or that the file after its ``@`` holds (``@-``: standard input)."""
-    if given is None:
-        return None
-    try:
-        if given == "@-":
-            body = sys.stdin.buffer.read()
-        else:
-            body = Path(given[1:]).read_bytes() if given.startswith("@") else given.encode()
-        json.loads(body)
-    except OSError as error:
-        raise click.BadParameter(f"cannot read {given[1:]}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise click.BadParameter(f"this is not JSON ({error})") from None
-    return body
-
-
-def call(session: FinapiSession, method: str, url: str, **what: Any) -> requests.Response:
-    """Send a request; what cannot be sent is a ``UsageError``."""
-    try:
-        return session.request(method, url, **what)
-    except ValueError as error:
-        raise click.UsageError(f"this cannot be sent: {error}") from None
+from ..redaction import censored, printable
 
 
 def tell(response: requests.Response) -> None:
@@ -61,9 +27,11 @@ def tell(response: requests.Response) -> None:
     click.echo(f"{answer}, request id {shown_id}, {milliseconds:.0f} ms", err=True)
 
 
-def show(response: requests.Response) -> int:
+def show(response: requests.Response, with_headers: bool = False) -> int:
     """Write the body to standard output, tell what to do about an error, and return the exit code."""
     tell(response)
+    if with_headers:
+        _show_headers(response)
     _show_body(_without_tokens(response))
     try:
         raise_for_error(response)
@@ -72,14 +40,15 @@ def show(response: requests.Response) -> int:
     return 0 if response.ok and response.status_code < 300 else 1
 
 
-def show_all_pages(session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]) -> int:
-    """Read *url* page after page and write one JSON document; return the exit code.
+def show_all_pages(pages: Iterable[requests.Response]) -> int:
+    """Write *pages* as one JSON document; return the exit code.
 
     An answer that is not 2xx ends it, and is what is written.
     """
     document: dict[str, Any] = {}
     response = None
-    for response in _pages(session, url, params, headers):
+    for page, response in enumerate(pages, 1):
+        _progress(page, page_count(response) or 1, response.ok)
         body = read_object(response)
         if response.status_code // 100 != 2 or not body and not document:
             break
@@ -92,18 +61,6 @@ def show_all_pages(session: FinapiSession, url: str, params: list[tuple[str, str
         _show_body(json.dumps(document, ensure_ascii=False).encode())
         return 0
     return show(response)
-
-
-def _pages(
-    session: FinapiSession, url: str, params: list[tuple[str, str]], headers: dict[str, str]
-) -> Iterator[requests.Response]:
-    """Answer with page after page, and show how far it is; what cannot be sent is a ``UsageError``."""
-    try:
-        for page, response in enumerate(session.pages(url, params, headers=headers), 1):
-            _progress(page, page_count(response) or 1, response.ok)
-            yield response
-    except ValueError as error:
-        raise click.UsageError(f"this cannot be sent: {error}") from None
 
 
 def _progress(page: int, last: int, more: bool) -> None:
@@ -134,16 +91,38 @@ def _without_tokens(response: requests.Response) -> bytes:
     return body
 
 
+def _show_headers(response: requests.Response) -> None:
+    """Write the status line, the headers and an empty line; cookies are secrets, and so is what repeats a token."""
+    tokens = sent_tokens(response)
+    version = {10: "1.0", 20: "2"}.get(getattr(response.raw, "version", 11), "1.1")
+    status = f"HTTP/{version} {response.status_code} {printable(response.reason) or ''}".rstrip()
+    click.secho(status, fg="green" if response.ok else "yellow", bold=True)
+    for name, value in response.headers.items():
+        shown = "[redacted]" if name.lower() == "set-cookie" else printable(censored(value, tokens)) or ""
+        click.echo(f"{click.style(name, fg='cyan')}: {shown}")
+    click.echo()
+
+
 def _show_body(body: bytes) -> None:
     if sys.stdout is None or not sys.stdout.isatty():
         click.echo(body, nl=False)
         return
-    text = body.decode("utf-8", "backslashreplace")
-    try:
-        text = json.dumps(json.loads(body), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        pass
+    text, is_json = body.decode("utf-8", "backslashreplace"), False
+    with suppress(ValueError, RecursionError):
+        text, is_json = json.dumps(json.loads(body), indent=2, ensure_ascii=False), True
     # A terminal would obey control characters.
     text = "".join(c if c.isprintable() or c in "\n\t\xa0" else json.dumps(c)[1:-1] for c in text)
     if text:
-        click.echo(text)
+        click.echo(_PARTS.sub(_coloured, text) if is_json else text)
+
+
+# In JSON as it is indented here: a name, a text, a word, a number.
+_PARTS = re.compile(
+    r'(?P<name>"(?:[^"\\]|\\.)*"(?=:))|(?P<text>"(?:[^"\\]|\\.)*")'
+    r"|(?P<word>true|false|null)|(?P<number>-?[0-9][0-9.eE+-]*)"
+)
+_COLOURS = {"name": "blue", "text": "green", "word": "magenta", "number": "cyan"}
+
+
+def _coloured(part: re.Match[str]) -> str:
+    return click.style(part[0], fg=_COLOURS[str(part.lastgroup)])
