@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import runpy
 import shutil
 import socket
 import subprocess
@@ -437,8 +436,9 @@ def commands(page: str, section: str) -> list[str]:
     return [line.removeprefix("$ ") for line in lines]
 
 
-def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
-    """The lines of the shell session run one after the other, without a terminal; none fails."""
+@pytest.fixture
+def shell(run: Run, finapi: Sandbox, tmp_path: Path) -> Callable[[list[str]], str]:
+    """Run lines of a shell session one after the other, without a terminal; none fails."""
     command = tmp_path / "finapi-session"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m finapi_session.cli "$@"\n')
     command.chmod(0o755)
@@ -446,30 +446,47 @@ def test_command_line(run: Run, finapi: Sandbox, tmp_path: Path) -> None:
     Path(os.environ["HOME"], ".curlrc").write_text(
         f'connect-to = "sandbox.finapi.io:443:127.0.0.1:{port}"\ncacert = "{finapi.ca_bundle}"\nsilent\n'
     )
-    lines = [line for line in commands("command-line", "Command line") if "curl" not in line or shutil.which("curl")]
-    # What a person would type when asked; from then on she has a token.
     (tmp_path / "leaked-token.txt").write_text("leaked\n")
-    lines[0] = f"FINAPI_PASSWORD=her-password {lines[0]}"
     ours = {
         "FINAPI_ENVIRONMENT": finapi.base_url,
+        "FINAPI_PASSWORD": "her-password",  # what a person would type when asked
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
     }
-    shown = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
-        env={**os.environ, **ours},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert shown.returncode == 0, shown.stderr
+
+    def run_lines(lines: list[str]) -> str:
+        known = [line.replace("--environment sandbox", f"--environment {finapi.base_url}") for line in lines]
+        shown = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", "\n".join(known)],
+            env={**os.environ, **ours},
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout
+
+    return run_lines
+
+
+def test_command_line(shell: Callable[[list[str]], str], finapi: Sandbox, tmp_path: Path) -> None:
+    """The first lines on the command line read all of alice's transactions, and leave nobody logged in."""
+    shown = shell(commands("command-line/index", "Command line"))
     transactions = json.loads((tmp_path / "transactions.json").read_text())["transactions"]
     assert len(transactions) > 20
-    assert re.search(r"^ *user alice of .* valid", shown.stdout, re.M) and "Berliner Sparkasse" in shown.stdout
-    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice", None}
+    assert re.search(r"^ *user alice of .* valid", shown, re.M) and "Berliner Sparkasse" in shown
+    assert {call.revoked for call in finapi.calls if call.path.endswith("/revoke")} == {"client", "alice"}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.page.startswith("command-line/")}))
+def test_every_line_on_a_command_runs(page: str, shell: Callable[[list[str]], str]) -> None:
+    """The lines of a shell session on each page of the command line run one after the other."""
+    sections = dict.fromkeys(block.section for block in BLOCKS if block.page == page and block.language == "console")
+    lines = [line for section in sections for line in commands(page, section)]
+    shell([line for line in lines if "curl" not in line or shutil.which("curl")])
 
 
 def test_the_two_commands() -> None:
@@ -493,13 +510,21 @@ def test_extras_table() -> None:
     assert {name for found in re.findall(r"'\.\[([\w,]+)\]'", text) for name in found.split(",")} <= extras
 
 
-def test_every_command_has_its_part() -> None:
-    """The page on the command line has a section for each command, and each exit code with its number."""
+def test_every_command_has_its_page() -> None:
+    """Each command has a page of its name with its options; the first page has those for all, and the exit codes."""
     from finapi_session.cli.commands import commands as group
 
-    titles = {node.astext() for node in DOCUMENTS["command-line"].findall(nodes.title)}
-    assert set(group.commands) <= titles
-    codes = {int(row[0]) for row in table("command-line", "Exit codes")}
+    shared = {option for parameter in group.params for option in parameter.opts if option != "--version"}
+    for name, command in group.commands.items():
+        assert next(iter(DOCUMENTS[f"command-line/{name}"].findall(nodes.title))).astext() == name
+        options = {parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}
+        page = TEXTS[f"command-line/{name}"] if name != "login" else TEXTS["command-line/index"]
+        assert [option for option in options - shared if option not in page] == [], name
+    assert [row[0].split(",")[0] for row in table("command-line/index", "Options for all")] == [
+        parameter.opts[0] for parameter in group.params if parameter.opts[0] in shared
+    ]
+    assert {row[0] for row in table("command-line/index", "Command line")} == set(group.commands)
+    codes = {int(row[0]) for row in table("command-line/index", "Exit codes")}
     named = {value for name, value in vars(command_line).items() if name.isupper() and isinstance(value, int)}
     assert codes == named | {0}
 
@@ -550,12 +575,17 @@ def test_every_page_is_in_the_readme_or_a_list() -> None:
     assert sorted(set(TEXTS) - listed) == []
 
 
-def test_the_pictures_are_as_drawn() -> None:
-    """The diagram in the docs is what its script draws, light and dark."""
-    drawn = runpy.run_path(str(DOCS / "pictures" / "draw.py"))["pictures"]()
-    assert len(drawn) == 2
-    for path, text in drawn.items():
-        assert path.read_text(encoding="utf-8") == text
+def test_the_pictures_are_as_drawn(tmp_path: Path) -> None:
+    """Diagram and terminals are what the script draws, from what the commands print; one that is not is named."""
+    shutil.copytree(DOCS / "pictures", tmp_path, dirs_exist_ok=True)
+    changed = tmp_path / "demo-light.svg"
+    changed.write_text(changed.read_text(encoding="utf-8").replace("401", "402"), encoding="utf-8")
+    (tmp_path / "renewal-dark.svg").unlink()
+    machine = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / "draw.py"), "--check"]
+    told = subprocess.run(command, env=machine, capture_output=True, text=True, timeout=120)
+    assert told.stdout == "draw them again: renewal-dark.svg, demo-light.svg\n", told.stderr
+    assert told.returncode == 1
 
 
 def test_a_link_that_leads_nowhere_is_found(tmp_path: Path) -> None:
