@@ -186,6 +186,13 @@ class Cells:
         if not cell.lags and self.fallback.delete(cell.key) and self.fallback.delete(refusals_key(cell.key)):
             self._cells.pop(cell.key, None)
 
+    def forget(self, cell: Cell) -> None:
+        """Keep nothing of a *cell* without tokens but what was refused: for a store that nobody shares."""
+        with Ticket(cell.flight) as ticket, self.fallback.lock(cell.key) as lock:
+            if ticket.board(0) and not (cell.knowledge.grants or cell.paused()) and lock.acquire():
+                self.fallback.delete(cell.key)
+                self._cells.pop(cell.key, None)
+
     def _read(self, cell: Cell, key: str, take: Callable[[str], Knowledge]) -> tuple[bool, Knowledge]:
         """Return whether the store answered, and what it has under *key*: nothing, if that is not ours."""
         read = self.fallback.get(key)

@@ -122,6 +122,7 @@ class FinapiSession(requests.Session):
         self._leeway = _leeway(leeway)
         self._journal = Journal(self.environment.base_url, _listener(on_event))
         self._cells = Cells(Fallback(_store(store), self._journal))
+        self._shares_store = store is not None
         self._endpoint = TokenEndpoint(
             self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
         )
@@ -302,6 +303,17 @@ class FinapiSession(requests.Session):
         if self._parent is None and self._cells.lagging():
             closing.in_threads(self._cells.settle)
         closing.end()
+        for source in sources:
+            if source.held is None:
+                self._forget(source)
+
+    def _forget(self, source: TokenSource) -> None:
+        """Keep nothing of *source*, whose token was revoked; in a given store, others need to know that it was."""
+        left = self._left.pop(str(source.identity), None)
+        if left is not None and left.held is not None:
+            self._left.setdefault(str(source.identity), left)
+        if not self._shares_store:
+            source.forget()
 
     def _to_revoke(self) -> list[TokenSource]:
         """Return whose tokens end with this session, the users' first: the client's is needed for that."""

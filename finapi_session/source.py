@@ -82,6 +82,11 @@ class TokenSource:
         source.identity = replace(self.identity, password=None)
         return source
 
+    def forget(self) -> None:
+        """Keep nothing of a token that was revoked, where nobody shares the store."""
+        if self._cell is not None:
+            self._cells.forget(self._cell)
+
     def token(self, *, patient: bool = True) -> Token:
         """Return a valid token, asking finAPI for it if need be. Raises a :class:`TokenError`.
 

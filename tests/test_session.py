@@ -16,6 +16,7 @@ from finapi_session import (
     Environment,
     FileStore,
     FinapiSession,
+    InvalidGrantError,
     LoginRequiredError,
     MemoryStore,
     RevocationError,
@@ -25,6 +26,8 @@ from finapi_session import (
 )
 from finapi_session.environment import LIVE, SANDBOX
 from finapi_session.testing import Sandbox
+
+from .logins import keys, stored
 
 ECHO = "/api/v2/tests/echo"
 
@@ -93,6 +96,89 @@ def test_closing_gives_back_the_tokens_of_users_whose_sessions_are_gone(sandbox:
         ("/oauth/revoke", "client"),
     ]
     assert sandbox.count("/oauth/token") == 2
+
+
+def test_a_session_of_ones_own_memory_keeps_nothing_of_users_who_left(sandbox: Sandbox) -> None:
+    """Closed or only dropped, and revoked: a server that serves many users keeps nothing of them, nor of itself."""
+    client = sandbox.session()
+    for number in range(3):
+        sandbox.add_user(f"user{number}", "password")
+        with client.user(f"user{number}", "password") as user:
+            user.get(ECHO)
+    store = client._cells.fallback.store
+    assert repr(store) == "<MemoryStore with 1 values>" and len(client._cells._cells) == 1
+    client.user("alice", "her-password").get(ECHO)
+    assert repr(store) == "<MemoryStore with 2 values>"
+    client.close()
+    assert repr(store) == "<MemoryStore with 0 values>"
+    assert (client._cells._cells, client._left) == ({}, {})
+    assert client.user("alice", "her-password").get(ECHO).ok
+
+
+def test_what_was_refused_outlasts_the_users_sessions(sandbox: Sandbox) -> None:
+    """A wrong password is not sent again by the next session, though the one with the right one was closed."""
+    with sandbox.session() as client:
+        for _ in range(3):
+            with pytest.raises(InvalidGrantError):
+                client.user("alice", "wrong-password").fetch_token()
+            with client.user("alice", "her-password") as alice:
+                alice.fetch_token()
+    assert sandbox.count("/oauth/token", status=400) == 1
+
+
+def test_a_token_that_was_not_revoked_is_kept(sandbox: Sandbox) -> None:
+    """Whose revocation fails is tried again by the next close, a dropped user's too."""
+    client = sandbox.session()
+    client.user("alice", "her-password").get(ECHO)
+    sandbox.answer_next(503, path="/oauth/revoke", times=2)
+    client.close()
+    assert sandbox.count("/oauth/revoke", status=200) == 0 and len(client._left) == 1
+    client.close()
+    assert [call.revoked for call in sandbox.calls if call.revoked and call.status == 200] == ["alice", "client"]
+
+
+def test_a_closed_session_leaves_her_other_one_alone(sandbox: Sandbox) -> None:
+    """Another session of the same user, left without a token, gets one of its own; what it has then is kept."""
+    with sandbox.session() as client:
+        other = client.user("alice", "her-password")
+        other.get(ECHO)
+        with client.user("alice", "her-password") as alice:
+            alice.get(ECHO)
+        assert other.get(ECHO).ok and client.user("alice").get(ECHO).ok
+    assert sandbox.count("/oauth/token", username="alice") == 2 and sandbox.count(ECHO, status=401) == 0
+
+
+@pytest.mark.parametrize("once_more", [True, False])
+def test_a_token_that_came_after_the_revocation_is_kept(sandbox: Sandbox, once_more: bool) -> None:
+    """A session that is closed without a token of its own takes none from those who were dropped since."""
+    with sandbox.session() as client:
+        alice = client.user("alice", "her-password")
+        alice.get(ECHO)
+        alice.revoke()
+        client.user("alice", "her-password").get(ECHO)
+        alice.close()
+        assert not once_more or client.user("alice").get(ECHO).ok
+    assert sandbox.count("/oauth/token", username="alice") == 2
+    assert sandbox.count("/oauth/revoke", status=200, revoked="alice") == 2
+
+
+def test_a_pause_outlasts_the_users_sessions(sandbox: Sandbox) -> None:
+    """Where the API rejects all tokens, a session for each request does not renew each time."""
+    sandbox.answer(ECHO, 401)
+    with sandbox.session() as client:
+        for _ in range(5):
+            with client.user("alice", "her-password") as alice:
+                assert alice.get(ECHO).status_code == 401
+    assert sandbox.count("/oauth/token", username="alice", grant_type="refresh_token") <= 2
+
+
+def test_a_given_store_keeps_hashes_of_what_was_revoked(sandbox: Sandbox) -> None:
+    """Others may share it, and must not bring a revoked token back."""
+    store = MemoryStore()
+    with sandbox.session("alice", store=store, revoke_on_close=True) as alice:
+        token = alice.fetch_token()
+    assert [grant for grant in stored(sandbox, store)] == [] and store.get(keys(sandbox)[0]) is not None
+    assert token.access_token not in str(store.get(keys(sandbox)[0]))
 
 
 def test_a_session_works_again_after_close(sandbox: Sandbox) -> None:
