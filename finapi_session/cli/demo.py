@@ -82,6 +82,8 @@ class Narrator:
 
     steps: int = 0
     exchanges: list[Exchange] = field(default_factory=list)
+    #: What the command says of colours: close() tells its calls in threads, of which click knows nothing.
+    color: bool | None = field(default_factory=lambda: getattr(click.get_current_context(silent=True), "color", None))
 
     def step(self, title: str) -> None:
         """Begin a step."""
@@ -92,10 +94,11 @@ class Narrator:
         """Tell one call: what was sent, what came back."""
         self.exchanges.append(exchange)
         colour = "green" if exchange.status < 300 else "yellow"
-        click.echo(f"   > {exchange.method} {exchange.path}  {click.style(exchange.sent, dim=True)}")
+        sent = click.style(exchange.sent, dim=True)
+        click.echo(f"   > {exchange.method} {exchange.path}  {sent}", color=self.color)
         status = click.style(str(exchange.status), fg=colour)
         request_id = click.style(f"request id {exchange.request_id}", dim=True)
-        click.echo("  ".join(filter(None, (f"   < {status}", request_id, exchange.got))))
+        click.echo("  ".join(filter(None, (f"   < {status}", request_id, exchange.got))), color=self.color)
 
     def say(self, text: str) -> None:
         """Tell what it came to."""
