@@ -322,6 +322,7 @@ def test_the_oldest_versions_have_no_published_weakness() -> None:
     [
         ("requests>=2.33,", "requests>=2.32.3,", "Python 3.12: requests 2.32.3 has CVE-2026-25645, ended in 2.33.0"),
         ("cryptography>=50,", "cryptography>=46.0.7,", "Python 3.13: cryptography 46.0.7 has CVE-2026-69247"),
+        ("anyio>=4.15,", "anyio>=4.4,", "Python 3.10: anyio 4.4 has CVE-2026-63374, ended in 4.14.2"),
         ("filelock>=4.2.1,", "filelock>=4.0,", "Python 3.11: filelock 4.0 has CVE-2026-112909, ended in 4.2.1"),
     ],
 )
