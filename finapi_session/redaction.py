@@ -14,6 +14,7 @@ from urllib.parse import quote, quote_plus
 _LONGEST = 500
 # finAPI's passwords have at least so many characters.
 _SHORTEST = 6
+_BASE64 = frozenset("abcdefghijklmnopqrstuvwxyz0123456789+/_-")
 _FORMS: tuple[Literal["NFC", "NFD", "NFKC", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 # finAPI repeats the token that it refuses ("Invalid access token: ..."); whatever looks like one goes as well.
 _NAMED_TOKEN = re.compile(r"(?i)\b(token|secret|password)(\s*[:=]\s*)[^\s\"'<>,;]+")
@@ -69,19 +70,44 @@ def _without(text: str, secrets: Iterable[str]) -> str:
 
 
 def _replaced(text: str, secrets: Iterable[str]) -> str:
-    patterns = {pattern for secret in secrets if len(secret) >= _SHORTEST for pattern in _patterns(secret)}
-    if not patterns:
-        return text
-    return re.sub("|".join(sorted(patterns, key=len, reverse=True)), "[redacted]", text, flags=re.IGNORECASE)
+    """Return *text* without *secrets*; no pattern is made of them, as ``re`` would keep it."""
+    folded, end, kept = _folded(text), 0, list[str]()
+    found = {span for secret in secrets if len(secret) >= _SHORTEST for span in _spans(folded, secret)}
+    for first, last in sorted(found, key=lambda span: (span[0], -span[1])):
+        if first >= end:
+            kept += text[end:first], "[redacted]"
+        end = max(end, last)
+    return "".join((*kept, text[end:]))
 
 
-def _patterns(secret: str) -> Iterator[str]:
-    """Yield what finds *secret* in any spelling, in each normal form of Unicode."""
+def _spans(folded: str, secret: str) -> Iterator[tuple[int, int]]:
+    """Yield from where to where *secret* stands in any spelling, in each normal form of Unicode."""
     for form in {str(secret), *(normalize(name, secret) for name in _FORMS)}:
-        yield from map(re.escape, _spellings(form))
+        for spelling in set(_spellings(form)):
+            yield from _places(folded, spelling)
         for part in _in_base64(form.encode("utf-8", "surrogatepass")):
-            # The characters beside it hold some of its bits, too.
-            yield f"[A-Za-z0-9+/_-]?{re.escape(part)}[A-Za-z0-9+/_-]?={{0,2}}"
+            for first, last in _places(folded, part):
+                # The characters beside it hold some of its bits, too.
+                first -= folded[max(first - 1, 0) : first] in _BASE64
+                last += folded[last : last + 1] in _BASE64
+                padding = folded[last : last + 2]
+                yield first, last + len(padding) - len(padding.lstrip("="))
+
+
+def _places(folded: str, part: str) -> Iterator[tuple[int, int]]:
+    """Yield from where to where *part* stands."""
+    part = _folded(part)
+    first = folded.find(part)
+    while part and first >= 0:
+        yield first, first + len(part)
+        first = folded.find(part, first + 1)
+
+
+def _folded(text: str) -> str:
+    """Return *text* without case, character by character."""
+    if text.isascii():
+        return text.lower()
+    return "".join(next((one for one in (c.casefold(), c.lower()) if len(one) == 1), c) for c in text)
 
 
 def _spellings(secret: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+import re
 import unicodedata
 from collections.abc import Callable
 from urllib.parse import quote
@@ -193,6 +194,12 @@ def test_a_secret_in_another_normal_form(form: str, password: str) -> None:
     said = unicodedata.normalize(form, password)
     for text in (said, quote(said), json.dumps(said)[1:-1]):
         assert redact(f"you sent <{text}> to us", (password,)) == "you sent <[redacted]> to us"
+
+
+def test_a_secret_that_was_searched_for_is_not_kept() -> None:
+    """What looks for a secret leaves none behind, as a pattern would in the cache of re."""
+    assert redact("Bad credentials: hunter+2two", ["hunter+2two"]) == "Bad credentials: [redacted]"
+    assert "hunter" not in repr([kept for name, kept in vars(re).items() if name.startswith("_cache")])
 
 
 @pytest.mark.parametrize("before", ["", "a", "ab", "anna:", "anna.b:"])

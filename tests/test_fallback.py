@@ -205,8 +205,10 @@ def test_an_exception_of_the_body_passes_through_the_lock(error: type[BaseExcept
 class Leased(MemoryStore):
     """A store whose lock has a lease; ``down`` if it cannot be extended."""
 
-    extended = 0
-    down = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.extended = 0
+        self.down = False
 
     @contextmanager
     def lock(self, key: str) -> Iterator[Any]:
@@ -216,7 +218,7 @@ class Leased(MemoryStore):
 
     def extend(self) -> None:
         """Extend it."""
-        type(self).extended += 1
+        self.extended += 1
         if self.down:
             raise OSError("lost")
 
