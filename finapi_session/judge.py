@@ -63,6 +63,10 @@ class Attempt(NamedTuple):
     request_id: str | None = None
 
 
+# What may come when the call is on its way: from requests and urllib3, or as it is from an adapter of the caller's.
+_BROKEN_OFF = (requests.RequestException, HTTPError, ConnectionError, TimeoutError)
+
+
 @dataclass(eq=False)
 class Judge:
     """Tells from status and body what an answer is worth, before requests-oauthlib parses it.
@@ -168,7 +172,7 @@ class Judge:
         if isinstance(reason, ssl.SSLError) and ("X509" in str(reason) or "PEM" in str(reason)):
             return f"the client's certificate or key does not fit ({self._in_words(error)})"
         # A certificate file that is not there, a proxy's address that is none, a missing SOCKS library.
-        if isinstance(error, ValueError) or not isinstance(error, (requests.RequestException, HTTPError)):
+        if isinstance(error, ValueError) or not isinstance(error, _BROKEN_OFF):
             return f"the call to {_ENDPOINT} could not be sent ({self._in_words(error)})"
         return None
 

@@ -648,6 +648,18 @@ def test_a_key_that_does_not_fit(endpoint: TokenEndpoint, host: requests.Session
         assert SETTINGS in str(error) and not error.maybe_judged
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), BrokenPipeError(32, "broken"), TimeoutError("late")]
+)
+def test_an_adapters_own_broken_connection(error: OSError, endpoint: TokenEndpoint, host: requests.Session) -> None:
+    """An adapter that lets the operating system's errors through may have sent the password: it is not sent again."""
+    adapter = FailingAdapter(error)
+    host.mount("https://", adapter)
+    with pytest.raises(TokenEndpointError, match="did not answer") as caught:
+        endpoint.fetch(ALICE, patient=True)
+    assert caught.value.maybe_judged and len(adapter.calls) == 1
+
+
 def test_paths_are_no_secrets(endpoint: TokenEndpoint, host: requests.Session) -> None:
     """The path of a file that is missing is shown whole, whatever is a part of it; a secret beside it is not."""
     path = "/somewhere/of/id/0123456789/cl1ent-s3cret/for-her-p4ssword.pem"
