@@ -15,7 +15,7 @@ from urllib3.util import Retry
 from .answer import UnreadableAnswerError
 from .environment import Environment
 from .errors import FinapiError, RevocationError, TokenEndpointError
-from .events import Journal
+from .events import Journal, Kind
 from .identity import Credentials
 from .judge import Attempt, Judge
 from .redaction import Redacted
@@ -170,6 +170,7 @@ class TokenEndpoint:
     def _tell(self, attempt: Attempt, identity: str, started: float) -> None:
         token, error = attempt.token, attempt.error
         milliseconds = (time.monotonic() - started) * 1000
+        kind: Kind
         if error is None:
             kind = ("renewed" if attempt.refreshed else "issued") if token else "revoked"
             expires_in = None if token is None or token.expires_at is None else token.lifetime

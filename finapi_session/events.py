@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from .errors import raised_by_signal_handler
 
 log = logging.getLogger("finapi_session")
 
-_LEVELS = {
+#: What may happen, see :class:`TokenEvent`.
+Kind = Literal["issued", "renewed", "adopted", "revoked", "refused", "failed", "rejected", "store_failed", "decided"]
+
+_LEVELS: dict[Kind, int] = {
     "issued": logging.INFO,
     "renewed": logging.INFO,
     "adopted": logging.INFO,
     "revoked": logging.INFO,
     "refused": logging.WARNING,
     "failed": logging.WARNING,
+    "rejected": logging.WARNING,
     "store_failed": logging.WARNING,
     "decided": logging.DEBUG,
 }
@@ -28,13 +33,13 @@ class TokenEvent:
 
     ``kind`` is ``issued`` (the first token, or one for a password), ``renewed``, ``adopted`` (found in the
     store, or given by the caller), ``revoked``, ``refused`` (finAPI will not give one), ``failed`` (no usable
-    answer), ``store_failed`` or ``decided`` (why nothing was asked). ``identity`` is a client or user,
-    ``environment`` finAPI's base URL, ``expires_in`` the seconds that the token is good for (``None``: for
-    ever, or there is none), ``request_id`` the id of the token call, ``milliseconds`` how long it took,
-    ``reason`` what happened and what comes next.
+    answer), ``rejected`` (the API rejects tokens that finAPI has just given), ``store_failed`` or ``decided`` (why
+    nothing was asked). ``identity`` is a client or user, ``environment`` finAPI's base URL, ``expires_in`` the seconds
+    that the token is good for (``None``: for ever, or there is none), ``request_id`` the id of the token call,
+    ``milliseconds`` how long it took, ``reason`` what happened and what comes next.
     """
 
-    kind: str
+    kind: Kind
     identity: str
     environment: str
     expires_in: float | None = None
@@ -68,7 +73,7 @@ class Journal:
 
     def tell(
         self,
-        kind: str,
+        kind: Kind,
         identity: str,
         expires_in: float | None = None,
         request_id: str | None = None,

@@ -27,7 +27,7 @@ from . import renewal
 from .cell import LONGEST_PAUSE, Cell, Cells
 from .drive import TURN, Drive
 from .endpoint import RENEWAL_SECONDS, TokenEndpoint
-from .errors import TokenEndpointError, raised_by_signal_handler
+from .errors import TokenEndpointError, TokenError, raised_by_signal_handler
 from .events import Journal
 from .fallback import LOOK_AGAIN
 from .flight import Flight, Ticket
@@ -172,6 +172,7 @@ class TokenSource:
                 return held.token
             shared = turn.failure()
             if shared is not None:
+                self._repeated(shared)
                 raise shared
             try:
                 return self._renewed(rejected, patient)
@@ -194,7 +195,7 @@ class TokenSource:
             return grant.token
         if rejected is not None and may_ask:
             cell.rest(rejected, LONGEST_PAUSE)
-            self._decided(f"finAPI gives the rejected token again: it is not renewed again for {LONGEST_PAUSE:g} s")
+            self._paused("finAPI gives the rejected token again", LONGEST_PAUSE)
         return None
 
     def _may_renew(self, cell: Cell, rejected: Bearer) -> bool:
@@ -203,7 +204,7 @@ class TokenSource:
             return False
         seconds = cell.reject(rejected)
         if seconds:
-            self._decided(f"the API rejects what finAPI gives: it is not renewed again for {seconds:g} s")
+            self._paused("the API rejects what finAPI gives", seconds)
         return not seconds
 
     def _renew_early(self, held: _Held) -> None:
@@ -259,13 +260,30 @@ class TokenSource:
         assert cell is not None
         before = cell.knowledge
         drive = Drive(self._cells, cell, self._endpoint, str(self.identity), credentials, **how)
-        grant = drive.through(flow)
+        try:
+            grant = drive.through(flow)
+        except TokenError as error:
+            if not drive.asked:
+                self._repeated(error)
+            raise
         if grant is not None:
             self._hold(cell, grant)
             if not drive.asked and before.find(grant.token.access_token) is None:
                 expires_in = None if grant.token.expires_at is None else grant.token.expires_at - time.time()
                 self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
         return grant
+
+    def _paused(self, reason: str, seconds: float) -> None:
+        self._journal.tell(
+            "rejected", str(self.identity), reason=f"{reason}: it is not renewed again for {seconds:g} s"
+        )
+
+    def _repeated(self, error: Exception) -> None:
+        """Tell of an *error* that was met before, so that nothing was asked; a callable's text may hold a secret."""
+        said, request_id = type(error).__name__, None
+        if isinstance(error, TokenError):
+            said, request_id = str(error), error.request_id
+        self._journal.tell("decided", str(self.identity), request_id=request_id, reason=f"nothing was asked: {said}")
 
     def _decided(self, reason: str) -> None:
         self._journal.tell("decided", str(self.identity), reason=reason)

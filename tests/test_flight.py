@@ -229,6 +229,25 @@ def test_a_vault_that_asks_for_a_token_is_told(sandbox: Sandbox) -> None:
     warm(session)
 
 
+def test_a_vaults_error_that_is_shared_is_told_by_its_name(sandbox: Sandbox) -> None:
+    """Threads that waited for a vault that failed share its error; the event shows no word of it."""
+    events: list[TokenEvent] = []
+
+    def vault() -> str:
+        time.sleep(0.2)
+        raise LookupError("no permission to read s3cret")
+
+    alice = sandbox.session("alice", vault, on_event=events.append)
+
+    def call() -> str:
+        with pytest.raises(LookupError, match="s3cret"):
+            alice.get(ECHO)
+        return "failed"
+
+    assert herd(4, call)[0] == 4 * ["failed"]
+    assert {(event.kind, event.reason) for event in events} == {("decided", "nothing was asked: LookupError")}
+
+
 # --- copies, pickles, forks ---------------------------------------------------------------------------------------
 
 

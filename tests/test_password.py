@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from finapi_session import FinapiSession, InvalidClientError, InvalidGrantError, MemoryStore, TokenEndpointError
+from finapi_session import (
+    FinapiSession,
+    InvalidClientError,
+    InvalidGrantError,
+    MemoryStore,
+    TokenEndpointError,
+    TokenEvent,
+)
 from finapi_session.testing import Sandbox
 
 from .clocks import Clock
@@ -36,6 +43,20 @@ def test_a_wrong_password_is_sent_once(sandbox: Sandbox) -> None:
     with pytest.raises(InvalidGrantError):
         sandbox.session("alice", "wrong", store=store).get(ECHO)
     assert sandbox.count(CALLS) == 2
+
+
+def test_a_refused_password_is_told_at_every_call(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning, and for each further call, be it of a thread that waited, an event with the id of the refusal."""
+    events: list[TokenEvent] = []
+    alice = sandbox.session("alice", "wrong", on_event=events.append)
+    herd(4, lambda: alice.get(ECHO))
+    for _ in range(3):
+        with pytest.raises(InvalidGrantError):
+            alice.get(ECHO)
+    assert [event.kind for event in events] == ["refused"] + 6 * ["decided"]
+    assert len({event.request_id for event in events}) == 1
+    assert {event.reason for event in events[1:]} == {f"nothing was asked: {events[0].reason}"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_what_is_kept_follows_what_was_kept_whatever_the_clocks(sandbox: Sandbox, clock: Clock) -> None:

@@ -53,6 +53,7 @@ NEEDS_AN_EXTRA = [
 ]
 MISSPELT = """\
 import finapi_session
+from finapi_session import TokenEvent
 from finapi_session import FinapiSession
 from finapi_session import FinapiSesion  # wrong
 from finapi_session.testing import Sandbox
@@ -64,6 +65,9 @@ except finapi_session.InvalidGrantError:
     Sandbox()
 except finapi_session.InvalidGrantErorr:  # wrong
     pass
+
+TokenEvent("renewed", "user 'alice'", "https://finapi.example.com")
+TokenEvent("renwed", "user 'alice'", "https://finapi.example.com")  # wrong
 """
 BLOCK = """
 import sys
@@ -168,7 +172,7 @@ def test_the_typed_surface_uses_every_public_name() -> None:
 
 @pytest.mark.parametrize("checker", ["mypy", "basedpyright"])
 def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: Path) -> None:
-    """The real checker finds a misspelt import and attribute, each on its line, and nothing in right ones."""
+    """The real checker finds a misspelt import, attribute and kind, each on its line, and nothing in right ones."""
     pytest.importorskip(checker)
     (tmp_path / "use.py").write_text(MISSPELT)
     quiet = ["--no-error-summary", "--no-incremental"] if checker == "mypy" else ["--level", "error"]

@@ -188,8 +188,10 @@ def test_a_clock_that_is_set_back_prolongs_no_pause(sandbox: Sandbox, clock: Clo
 
 
 @pytest.mark.parametrize("username", [None, "alice"])
-def test_why_a_token_is_not_renewed_is_told(username: str | None, sandbox: Sandbox, clock: Clock) -> None:
-    """An event of the identity says what was decided where the API or finAPI is at odds."""
+def test_why_a_token_is_not_renewed_is_told(
+    username: str | None, sandbox: Sandbox, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning and an event of the identity say that the API or finAPI is at odds, and for how long that is heeded."""
     events: list[TokenEvent] = []
     sandbox.sticky = False
     session = sandbox.session(username, on_event=events.append)
@@ -200,12 +202,13 @@ def test_why_a_token_is_not_renewed_is_told(username: str | None, sandbox: Sandb
     same = {"access_token": held.access_token, "refresh_token": held.refresh_token, "expires_in": 3600}
     sandbox.answer_next(200, body=same, path=CALLS)
     session.get(ECHO)
-    decided = [event for event in events if event.kind == "decided"]
-    assert {event.identity for event in decided} == {"client 'sandbox-client'" if username is None else "user 'alice'"}
-    assert [event.reason for event in decided] == [
+    told = [event for event in events if event.kind == "rejected"]
+    assert {event.identity for event in told} == {"client 'sandbox-client'" if username is None else "user 'alice'"}
+    assert [event.reason for event in told] == [
         "the API rejects what finAPI gives: it is not renewed again for 0.5 s",
         "finAPI gives the rejected token again: it is not renewed again for 30 s",
     ]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == list(map(str, told))
 
 
 # --- others renew with the same refresh token ---------------------------------------------------------------------

@@ -89,7 +89,7 @@ def _killed_as_they_come(sandbox: Sandbox, times: int) -> tuple[FinapiSession, l
     left = [0]
 
     def listen(event: TokenEvent) -> None:
-        if event.kind == "decided":
+        if event.kind == "rejected":
             reasons.append(event.reason or "")
         if event.kind in ("renewed", "issued") and left[0]:
             left[0] -= 1

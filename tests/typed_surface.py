@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ContextManager
+from typing import TYPE_CHECKING, Any, ContextManager, Literal
 
 import httpx
 import pytest
@@ -198,6 +198,8 @@ def errors(session: FinapiSession) -> object:
 
 def count(event: TokenEvent) -> None:
     """Listen to events."""
+    if event.kind == "store_failed":
+        assert_type(event.kind, Literal["store_failed"])
     print(event.kind, event.identity, event.environment, event.reason)
     print((event.expires_in or 0.0) + (event.milliseconds or 0.0), event.request_id)
 

@@ -184,7 +184,7 @@ class Worker:
         now = _MACHINE_TIME()
         if event.kind in ("issued", "renewed", "adopted"):  # a sibling's token may be the one that died young
             self._given.append((event.kind, now - (event.milliseconds or 0.0) / 1000, now))
-        elif event.kind == "decided" and "not renewed again" in str(event.reason):
+        elif event.kind == "rejected":
             _, asked, given = self._given[-2:][0]
             seconds = float(str(event.reason).split()[-2])
             with self._tallying:
