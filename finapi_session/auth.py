@@ -15,6 +15,7 @@ from requests.cookies import extract_cookies_to_jar
 from requests.exceptions import UnrewindableBodyError
 from requests.utils import rewind_body
 
+from . import calls
 from .environment import Environment
 from .source import TokenSource
 from .tokens import Bearer
@@ -62,20 +63,40 @@ class BearerAuth(AuthBase):
         sent = request.headers.get("Authorization")
         if not isinstance(sent, Bearer):
             return response
+        calls.answered(self._source.identity, request, response, response.elapsed)
         if response.status_code != 401:
             self._source.accepted(sent)
             return response
         if not self.trusts(request.url):
             return response
         _give_back(response)
-        token = self._source.renew(sent)
+        token = self._source.renew(sent, calls.with_id(request))
         if token is None or not hasattr(response, "connection") or not _rewind(request):
             return response
-        replayed = _replay(response, token.authorization, **kwargs)
+        replayed = self._replay(response, token.authorization, **kwargs)
         if replayed.status_code == 401:
             self._source.rejected(token.authorization)
         else:
             self._source.accepted(token.authorization)
+        return replayed
+
+    def broke(self, request: requests.PreparedRequest, error: requests.RequestException) -> None:
+        """Log that the connection of *request* broke."""
+        calls.broke(self._source.identity, request, error)
+
+    def _replay(self, response: requests.Response, authorization: Bearer, **kwargs: Any) -> requests.Response:
+        """Send the request again over the same adapter, and return its answer with the first one as history."""
+        request = _again(response, authorization)
+        started = time.perf_counter()
+        try:
+            replayed: requests.Response = response.connection.send(request, **kwargs)
+        except calls.BROKEN as error:
+            self.broke(request, error)
+            raise
+        replayed.elapsed = timedelta(seconds=time.perf_counter() - started)
+        replayed.history = [*response.history, response]
+        replayed.request = request
+        calls.answered(self._source.identity, request, replayed, replayed.elapsed)
         return replayed
 
 
@@ -146,16 +167,11 @@ def _is_buffer(body: object) -> bool:
         return False
 
 
-def _replay(response: requests.Response, authorization: Bearer, **kwargs: Any) -> requests.Response:
-    """Send the request again over the same adapter, and return its answer with the first one as history."""
+def _again(response: requests.Response, authorization: Bearer) -> requests.PreparedRequest:
+    """Return the request that *response* came to, once more, with another token and the cookies of *response*."""
     request = response.request.copy()
     cookies = cast(CookieJar, request._cookies)
     extract_cookies_to_jar(cookies, response.request, response.raw)
     request.prepare_cookies(cookies)
     request.headers["Authorization"] = authorization
-    started = time.perf_counter()
-    replayed: requests.Response = response.connection.send(request, **kwargs)
-    replayed.elapsed = timedelta(seconds=time.perf_counter() - started)
-    replayed.history = [*response.history, response]
-    replayed.request = request
-    return replayed
+    return request

@@ -95,7 +95,9 @@ class Drive:
             return shared
         token = None if step.grant is None else step.grant.token
         try:
-            return self._endpoint.fetch(self._credentials, token, patient=self._patient, before_each_try=lock.extend)
+            return self._endpoint.fetch(
+                self._credentials, token, patient=self._patient, before_each_try=lock.extend, why=step.why
+            )
         except TokenError as error:
             if isinstance(error, TokenEndpointError) and self._patient:
                 ticket.fail(error, whose)

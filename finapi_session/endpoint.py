@@ -75,18 +75,20 @@ class TokenEndpoint:
         patient: bool,
         before_each_try: Callable[[], object] = _nothing,
         within: float = RENEWAL_SECONDS,
+        why: str | None = None,
     ) -> Token:
         """Ask for a token: by the refresh token of *renewed* if given, else by password, else for the client.
 
         Transient failures are tried again if *patient*; a password only where finAPI surely did not judge it, since
         each wrong one counts towards the user's lock. All tries end *within* so many seconds. *before_each_try* is
-        called right before every single try; what it raises comes through. Raises a :class:`TokenError`, with
-        ``maybe_judged`` set where a password was sent and may have been judged; ``ValueError`` if the host's
-        ``verify`` is none; and whatever an adapter of the caller's, or a signal's handler, raises.
+        called right before every single try; what it raises comes through. *why* is for the log. Raises a
+        :class:`TokenError`, with ``maybe_judged`` set where a password was sent and may have been judged;
+        ``ValueError`` if the host's ``verify`` is none; and whatever an adapter of the caller's, or a signal's handler,
+        raises.
         """
         refresh_token = None if renewed is None else Redacted(renewed.refresh_token or "")
         return self.exchange(
-            credentials, refresh_token, patient=patient, before_each_try=before_each_try, within=within
+            credentials, refresh_token, patient=patient, before_each_try=before_each_try, within=within, why=why
         )
 
     def exchange(
@@ -97,6 +99,7 @@ class TokenEndpoint:
         patient: bool,
         before_each_try: Callable[[], object] = _nothing,
         within: float = RENEWAL_SECONDS,
+        why: str | None = None,
     ) -> Token:
         """Ask for a token by *refresh_token*, if given, else as :meth:`fetch` does."""
 
@@ -104,7 +107,7 @@ class TokenEndpoint:
             before_each_try()
             return self._ask(credentials, refresh_token, seconds)
 
-        attempt = self._persist(ask, patient, str(credentials), within)
+        attempt = self._persist(ask, patient, str(credentials), within, why)
         assert attempt.token is not None
         return attempt.token
 
@@ -148,7 +151,9 @@ class TokenEndpoint:
 
         self._persist(ask, patient, identity, within)
 
-    def _persist(self, ask: Callable[[float], Attempt], patient: bool, identity: str, within: float) -> Attempt:
+    def _persist(
+        self, ask: Callable[[float], Attempt], patient: bool, identity: str, within: float, why: str | None = None
+    ) -> Attempt:
         """Try until it is decided, the policy is exhausted, or waiting longer would leave no time for a further try."""
         started, retries = time.monotonic(), self._retries
         attempt = ask(min(CALL_SECONDS, within))
@@ -162,19 +167,19 @@ class TokenEndpoint:
                 break
             time.sleep(wait)
             attempt = ask(min(CALL_SECONDS, started + within - time.monotonic()))
-        self._tell(attempt, identity, started)
+        self._tell(attempt, identity, started, why)
         if attempt.error is not None:
             raise attempt.error
         return attempt
 
-    def _tell(self, attempt: Attempt, identity: str, started: float) -> None:
+    def _tell(self, attempt: Attempt, identity: str, started: float, why: str | None) -> None:
         token, error = attempt.token, attempt.error
         milliseconds = (time.monotonic() - started) * 1000
         kind: Kind
         if error is None:
             kind = ("renewed" if attempt.refreshed else "issued") if token else "revoked"
             expires_in = None if token is None or token.expires_at is None else token.lifetime
-            self._journal.tell(kind, identity, expires_in, attempt.request_id, milliseconds)
+            self._journal.tell(kind, identity, expires_in, attempt.request_id, milliseconds, why)
         else:
             kind = "failed" if isinstance(error, (TokenEndpointError, RevocationError)) else "refused"
             self._journal.tell(kind, identity, None, error.request_id, milliseconds, str(error))

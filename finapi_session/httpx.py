@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
+from . import calls
 from .errors import bare
 from .session import FinapiSession
 from .source import TokenSource
@@ -105,16 +106,18 @@ class FinapiAuth(httpx.Auth):
         request = response.request
         if request.headers.get("Authorization") != sent.authorization:
             return  # a stranger answered, to whom it was not sent
+        calls.answered(source.identity, request, response)
         if response.status_code != 401:
             source.accepted(sent.authorization)
             return
         other = source.fresh()
         if other is None or other.authorization == sent.authorization:
-            renew = partial(source.renew, sent.authorization)
+            renew = partial(source.renew, sent.authorization, calls.with_id(request))
             other = yield _Asking(source, "renew", sent.authorization, renew)
         if other is None or not _rewound(back):
             return
         response = yield _with(request, other)
+        calls.answered(source.identity, request, response)
         if response.status_code == 401:
             yield _Asking(source, "rejected", other.authorization, partial(source.rejected, other.authorization))
         else:

@@ -71,8 +71,8 @@ _LAST_SECOND = 1.0
 class Want(NamedTuple):
     """What is wanted, and by whom: *label* names the identity, *fingerprint* its password, empty without one.
 
-    *leeway* is in seconds. *early* if the token in use is still good, *rejected* what the API rejected; unless
-    *may_ask*, finAPI is left alone.
+    *leeway* is in seconds. *early* if the token in use is still good, *rejected* what the API rejected when it
+    answered *call*; unless *may_ask*, finAPI is left alone.
     """
 
     label: str
@@ -81,6 +81,7 @@ class Want(NamedTuple):
     leeway: float = 60.0
     early: bool = False
     rejected: Bearer | None = None
+    call: str = ""
     may_ask: bool = True
 
 
@@ -105,12 +106,13 @@ class Save(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask finAPI by the refresh token of *grant*, else by password or for the client.
+    """Ask finAPI by the refresh token of *grant*, else by password or for the client; *why* is for the log.
 
     Answered with an :class:`Answer`.
     """
 
     grant: Grant | None
+    why: str | None = None
 
 
 class Answer(NamedTuple):
@@ -210,7 +212,7 @@ def _by_refresh_token(want: Want, view: View) -> Flow:
         quicker, grant = _at_hand(view, want), view.knowledge.renewable(want.fingerprint)
         if quicker is not None or grant is None:
             break
-        answer: Answer = yield Fetch(grant)
+        answer: Answer = yield Fetch(grant, _why(want, view))
         view = view._replace(now=answer.now)
         if isinstance(answer.said, Token):
             shared = answer.said.refresh_token == grant.token.refresh_token
@@ -242,13 +244,25 @@ def _by_password(want: Want, view: View, shared: bool = False) -> Flow:
 
 
 def _by_credentials(want: Want, view: View, about: str, shared: bool = False) -> Flow:
-    answer: Answer = yield Fetch(None)
+    answer: Answer = yield Fetch(None, _why(want, view))
     view = view._replace(now=answer.now)
     if isinstance(answer.said, Token):
         shared = shared and answer.said.authorization != want.rejected
         return (yield from _keep(want, view, None, answer.said, shared))
     yield from _hear(view, answer.said, None, about)
     raise answer.said
+
+
+def _why(want: Want, view: View) -> str | None:
+    """Return why another token is needed, ``None`` for the first one."""
+    last = next((grant for grant in view.knowledge.grants if grant.belongs_to(want.fingerprint)), None)
+    if want.early:
+        return "early, before the last one expires"
+    if want.rejected is not None:
+        return f"after a 401 to {want.call}" if want.call else "after a 401"
+    if last is None:
+        return None
+    return "the last one has expired" if last.token.expired(view.now) else "the last one was rejected"
 
 
 def _heed(subject: str, view: View) -> Generator[Step, Any, None]:

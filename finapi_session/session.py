@@ -20,7 +20,7 @@ from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from urllib3.util import Retry
 
-from . import __version__
+from . import __version__, calls
 from .auth import BearerAuth, bearer_auth_of
 from .cell import Cells
 from .closing import Closing
@@ -244,7 +244,11 @@ class FinapiSession(requests.Session):
             # Whoever sends it: the token's own environment decides where it may go.
             if not (bearer_auth_of(request) or self.environment).trusts(request.url):
                 del request.headers["Authorization"]
-        response = super().send(request, **kwargs)
+        try:
+            response = super().send(request, **kwargs)
+        except calls.BROKEN as error:
+            _tell_break(request, error)
+            raise
         if self.raise_for_error:
             raise_for_error(response)
         return response
@@ -436,6 +440,13 @@ def _check_request_id(request_id: object) -> str:
     if not _REQUEST_ID.fullmatch(request_id) or request_id != request_id.strip():
         raise ValueError("request_id must be 1 to 255 characters that a header can carry, no control characters")
     return request_id
+
+
+def _tell_break(request: requests.PreparedRequest, error: requests.RequestException) -> None:
+    """Log that the connection of a call with a token broke, unless it is that of a redirect or a replay."""
+    auth, sent = bearer_auth_of(request), request.headers.get("Authorization")
+    if auth is not None and isinstance(sent, Bearer) and error.request in (None, request):
+        auth.broke(request, error)
 
 
 # By id: a subclass may have no hash.

@@ -110,13 +110,13 @@ class TokenSource:
             return held.token
         return None
 
-    def renew(self, rejected: Bearer) -> Token | None:
+    def renew(self, rejected: Bearer, call: str = "") -> Token | None:
         """Return another token than the one that the API *rejected*, or ``None`` if finAPI has no better one.
 
-        Raises a :class:`TokenError`.
+        *call* is the one that met the 401, as the log is to name it. Raises a :class:`TokenError`.
         """
         held = self._look(rejected)
-        return self._in_turn(rejected) if held is None else held.token
+        return self._in_turn(rejected, call) if held is None else held.token
 
     def accepted(self, bearer: Bearer) -> None:
         """Note that the API took a token of ours: one in use, as a late answer says nothing of its successor."""
@@ -163,7 +163,7 @@ class TokenSource:
         self._held = _Held(grant.token, min(fresh_until, expires_at), cell.knowledge)
         return self._held
 
-    def _in_turn(self, rejected: Bearer | None = None, *, patient: bool = True) -> Token | None:
+    def _in_turn(self, rejected: Bearer | None = None, call: str = "", *, patient: bool = True) -> Token | None:
         """Let one thread renew; the others look again, or share its error."""
         with Ticket(self._turn) as turn:
             turn.board(TURN)
@@ -175,13 +175,13 @@ class TokenSource:
                 self._repeated(shared)
                 raise shared
             try:
-                return self._renewed(rejected, patient)
+                return self._renewed(rejected, call, patient)
             except Exception as error:
                 if not raised_by_signal_handler(error):
                     turn.fail(error)
                 raise
 
-    def _renewed(self, rejected: Bearer | None, patient: bool) -> Token | None:
+    def _renewed(self, rejected: Bearer | None, call: str, patient: bool) -> Token | None:
         """Renew, or only look for a sibling's token while there is a pause."""
         credentials = self._resolve()
         cell = self._cell
@@ -189,7 +189,7 @@ class TokenSource:
         may_ask = rejected is None or self._may_renew(cell, rejected)
         if rejected is not None and may_ask:
             cell.learn(cell.knowledge.without(rejected.partition(" ")[2]))
-        want = self._want(rejected=rejected, may_ask=may_ask)
+        want = self._want(rejected=rejected, call=call, may_ask=may_ask)
         grant = self._drive(renewal.renew(want), credentials, patient=patient)
         if grant is not None and grant.token.authorization != rejected:
             return grant.token

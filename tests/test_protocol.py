@@ -175,6 +175,7 @@ class Endpoint:
         *,
         patient: bool = True,
         before_each_try: Callable[[], object] = bool,
+        why: str | None = None,
     ) -> Token:
         """Ask the model."""
         before_each_try()

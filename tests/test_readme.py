@@ -391,6 +391,7 @@ def test_event_kinds() -> None:
     assert shown == {kind: logging.getLevelName(level) for kind, level in _LEVELS.items()}
     lines = {row[0] for row in table("runbook", "The lines")}
     assert {str(TokenEvent(kind, "x", "y")).partition(":")[0] for kind in _LEVELS} <= lines
+    assert {"call answered", "call broke"} <= lines
 
 
 @pytest.fixture

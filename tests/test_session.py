@@ -344,7 +344,7 @@ def test_request_ids(sandbox: Sandbox) -> None:
 
 
 def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
-    """One INFO line for each token issued, adopted, renewed and revoked, with its fields for JSON loggers."""
+    """One INFO line for each token issued, adopted, renewed and revoked, and each 401, with fields for JSON loggers."""
     caplog.set_level(logging.INFO, logger="finapi_session")
     store = MemoryStore()
     sandbox.session("alice", store=store).get(ECHO)
@@ -356,6 +356,7 @@ def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
     assert told == [
         ("issued", "user 'alice'"),
         ("adopted", "user 'alice'"),
+        ("answered", "user 'alice'"),
         ("renewed", "user 'alice'"),
         ("issued", f"client '{sandbox.client_id}'"),
         ("revoked", "user 'alice'"),

@@ -51,6 +51,7 @@ class Endpoint:
         *,
         patient: bool = True,
         before_each_try: Callable[[], object] = bool,
+        why: str | None = None,
     ) -> Token:
         """Give a new token."""
         before_each_try()

@@ -218,6 +218,7 @@ class Endpoint:
         *,
         patient: bool = True,
         before_each_try: Callable[[], object] = bool,
+        why: str | None = None,
     ) -> Token:
         """Ask; a transient failure is tried again once if *patient*, a password only where it was not judged."""
         before_each_try()
