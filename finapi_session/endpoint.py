@@ -14,7 +14,7 @@ from urllib3.util import Retry
 
 from .answer import UnreadableAnswerError
 from .environment import Environment
-from .errors import FinapiError, RevocationError, TokenEndpointError
+from .errors import TRANSIENT, FinapiError, RevocationError, TokenEndpointError
 from .events import Journal, Kind
 from .identity import Credentials
 from .judge import Attempt, Judge
@@ -175,14 +175,21 @@ class TokenEndpoint:
     def _tell(self, attempt: Attempt, identity: str, started: float, why: str | None) -> None:
         token, error = attempt.token, attempt.error
         milliseconds = (time.monotonic() - started) * 1000
-        kind: Kind
-        if error is None:
-            kind = ("renewed" if attempt.refreshed else "issued") if token else "revoked"
-            expires_in = None if token is None or token.expires_at is None else token.lifetime
-            self._journal.tell(kind, identity, expires_in, attempt.request_id, milliseconds, why)
-        else:
-            kind = "failed" if isinstance(error, (TokenEndpointError, RevocationError)) else "refused"
-            self._journal.tell(kind, identity, None, error.request_id, milliseconds, str(error))
+        if error is not None and _is_outage(error):
+            self._tell_outage(error, identity, milliseconds)
+            return
+        request_id, reason = (attempt.request_id, why) if error is None else (error.request_id, str(error))
+        failures = self._journal.outage.ended()
+        if failures:
+            after = f"the first answer after {failures} failed call{'s' if failures > 1 else ''}"
+            reason = after if reason is None else f"{after}, {reason}"
+        expires_in = None if token is None or token.expires_at is None else token.lifetime
+        self._journal.tell(_kind(attempt), identity, expires_in, request_id, milliseconds, reason)
+
+    def _tell_outage(self, error: FinapiError, identity: str, milliseconds: float) -> None:
+        failures = self._journal.outage.failed()
+        reason = f"{error} ({failures} in a row)" if failures > 1 else str(error)
+        self._journal.tell("failed", identity, None, error.request_id, milliseconds, reason, quietly=failures > 1)
 
     def _ask(self, credentials: Credentials, refresh_token: Redacted | None, seconds: float) -> Attempt:
         by_password = refresh_token is None and credentials.username is not None
@@ -233,6 +240,21 @@ class TokenEndpoint:
             "Content-Type": "application/x-www-form-urlencoded",
             "X-Request-Id": self._request_id(),
         }
+
+
+def _is_outage(error: FinapiError) -> bool:
+    """Tell whether *error* says that the endpoint does not work, for whomever."""
+    unanswered = isinstance(error, RevocationError) and (error.status is None or error.status in TRANSIENT)
+    return unanswered or isinstance(error, TokenEndpointError)
+
+
+def _kind(attempt: Attempt) -> Kind:
+    """Return what an answer amounts to."""
+    if attempt.error is not None:
+        return "failed" if isinstance(attempt.error, RevocationError) else "refused"
+    if attempt.token is None:
+        return "revoked"
+    return "renewed" if attempt.refreshed else "issued"
 
 
 def _as_revocation_error(error: FinapiError) -> RevocationError:

@@ -179,10 +179,16 @@ class TokenEndpointError(TokenError):
 
     def __init__(self, what: str, **facts: Any) -> None:
         super().__init__(what, **facts)
-        if self.status in TRANSIENT:
-            self.advice = "The fault is not here: the next call tries again."
+        if self.status == 429:
+            self.advice = "Too many calls: try again later."
+        elif self.status in TRANSIENT:
+            self.advice = "The fault is not here: try again later."
         elif self.status is not None and self.status >= 300:
             self.advice = "Check the base URL."
+
+    def add_that_the_password_rests(self) -> None:
+        """Add to the advice that the password is not sent again for a while, as finAPI may have judged it."""
+        self.advice += " The password may have been counted: it is not sent again for a minute or more."
 
 
 class RevocationError(FinapiError):

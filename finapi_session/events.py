@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from .errors import raised_by_signal_handler
@@ -64,12 +64,30 @@ class TokenEvent:
 Listener = Callable[[TokenEvent], object]
 
 
+@dataclass
+class Outage:
+    """How many OAuth calls in a row got no usable answer: the first is worth a warning, the others are counted."""
+
+    failures: int = 0
+
+    def failed(self) -> int:
+        """Count one more, and return how many there are."""
+        self.failures += 1
+        return self.failures
+
+    def ended(self) -> int:
+        """Return how many there were, and begin anew."""
+        failures, self.failures = self.failures, 0
+        return failures
+
+
 @dataclass(frozen=True)
 class Journal:
     """Writes events to the logger ``finapi_session`` and hands them to ``on_event``."""
 
     environment: str
     on_event: Listener | None = None
+    outage: Outage = field(default_factory=Outage, compare=False)
 
     def tell(
         self,
@@ -79,10 +97,12 @@ class Journal:
         request_id: str | None = None,
         milliseconds: float | None = None,
         reason: str | None = None,
+        *,
+        quietly: bool = False,
     ) -> None:
-        """Tell one event. A listener that raises is logged and costs nothing else."""
+        """Tell one event, *quietly* at DEBUG. A listener that raises is logged and costs nothing else."""
         event = TokenEvent(kind, identity, self.environment, expires_in, request_id, milliseconds, reason)
-        level = _LEVELS[kind]
+        level = logging.DEBUG if quietly else _LEVELS[kind]
         if log.isEnabledFor(level):
             log.log(level, "%s", event, extra={f"finapi_{name}": value for name, value in asdict(event).items()})
         if self.on_event is not None:

@@ -84,7 +84,7 @@ class Ticket:
             left = deadline - time.monotonic()
             if left <= 0:
                 if seconds:
-                    raise TokenEndpointError(f"another thread has been renewing the token for {seconds:.0f} s")
+                    raise _too_long(seconds)
                 return False
             if id(self._flight) in _aboard.get():
                 raise RuntimeError(_REENTERED)
@@ -116,3 +116,9 @@ class Ticket:
             _aboard.set(_aboard.get() - {id(self._flight)})
             del _flying[place]
             self._landed.set()
+
+
+def _too_long(seconds: float) -> TokenEndpointError:
+    error = TokenEndpointError(f"another thread has been renewing the token for {seconds:.0f} s")
+    error.advice = "Try again later."
+    return error

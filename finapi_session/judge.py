@@ -138,11 +138,10 @@ class Judge:
         self.transient = status in (_NOT_JUDGED if self.by_password else TRANSIENT)
         error = kind(_WHAT.get(kind) or _what(response), **self._facts(said, status))
         error.retry_after = retry_after(response.headers.get("Retry-After"))
-        unclear = kind is TokenEndpointError and status not in _NOT_JUDGED | _NOBODY
-        error.maybe_judged = self.by_password and unclear
+        unclear = status not in _NOT_JUDGED | _NOBODY
         if not self.by_password:
             self._advise(error)
-        return error
+        return self._open(error) if unclear and isinstance(error, TokenEndpointError) else error
 
     def _advise(self, error: TokenError) -> None:
         """Say of *error* what was refused, where no password was sent."""
@@ -157,9 +156,7 @@ class Judge:
 
     def _without_token(self, said: ErrorBody) -> TokenError:
         self.transient = not self.by_password
-        error = TokenEndpointError(f"{_ENDPOINT} answered without a token", **self._facts(said, 200))
-        error.maybe_judged = self.by_password
-        return error
+        return self._open(TokenEndpointError(f"{_ENDPOINT} answered without a token", **self._facts(said, 200)))
 
     def _facts(self, said: ErrorBody, status: int) -> dict[str, Any]:
         return {"status": status, "code": said.code, "description": said.description, "request_id": self.request_id}
@@ -189,7 +186,13 @@ class Judge:
 
     def _unusable(self, what: str, *, sent: bool) -> TokenEndpointError:
         error = TokenEndpointError(what, request_id=self.request_id)
-        error.maybe_judged = sent and self.by_password
+        return self._open(error) if sent else error
+
+    def _open(self, error: TokenEndpointError) -> TokenEndpointError:
+        """Return *error*, which leaves open whether finAPI judged the password, if one was sent."""
+        if self.by_password:
+            error.maybe_judged = True
+            error.add_that_the_password_rests()
         return error
 
 

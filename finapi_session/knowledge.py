@@ -160,6 +160,8 @@ class Refusal:
         error = KINDS[self.error](self.what, **facts)
         if self.retry_after is not None and self.until is not None:
             error.retry_after = max(self.retry_after - (now - self.until + self.rest), 0.0)
+        elif isinstance(error, TokenEndpointError):
+            error.add_that_the_password_rests()
         return error
 
 

@@ -305,17 +305,25 @@ def test_a_token_of_8192_characters(client: FinapiSession, authority: Authority,
 
 ELSEWHERE = {"Location": "https://127.0.0.1:9/oauth/token"}
 ADVICE = "Check base URL, network, proxies and verify, or try again later."
-PASSES, CHECK_URL = "The fault is not here: the next call tries again.", "Check the base URL."
+COUNTED = " The password may have been counted: it is not sent again for a minute or more."
+PASSES, CHECK_URL = "The fault is not here: try again later.", "Check the base URL."
 SAID = {
     "down": (Answer(503), f"finAPI's token endpoint is unavailable (503). {PASSES}"),
     "elsewhere": (Answer(404), f"there is no token endpoint of finAPI at this address (404). {CHECK_URL}"),
-    "redirect": (Answer(307, headers=ELSEWHERE), f"finAPI's token endpoint redirects (307). {CHECK_URL}"),
-    "html": (Answer(200, "<html>"), f"finAPI's token endpoint gave an unreadable answer (MissingTokenError). {ADVICE}"),
-    "odd": (Answer(200, {"error": "odd"}), f"finAPI's token endpoint answered without a token (200 odd). {ADVICE}"),
+    "redirect": (Answer(307, headers=ELSEWHERE), f"finAPI's token endpoint redirects (307). {CHECK_URL}{COUNTED}"),
+    "html": (
+        Answer(200, "<html>"),
+        f"finAPI's token endpoint gave an unreadable answer (MissingTokenError). {ADVICE}{COUNTED}",
+    ),
+    "odd": (
+        Answer(200, {"error": "odd"}),
+        f"finAPI's token endpoint answered without a token (200 odd). {ADVICE}{COUNTED}",
+    ),
     "dropped": (
         Answer(drop=True),
         "finAPI's token endpoint did not answer (ConnectionError: Remote end closed connection without response). "
-        + ADVICE,
+        + ADVICE
+        + COUNTED,
     ),
 }
 SETTINGS = "Check verify, cert, proxies and adapters of the client's session."
@@ -343,7 +351,7 @@ NOTHING_SENT: dict[str, tuple[Callable[[FinapiSession], object], str]] = {
     ),
     "wordless": (
         lambda session: session.mount("https://", Refusing(requests.ConnectionError())),
-        f"finAPI's token endpoint did not answer (ConnectionError). {ADVICE}",
+        f"finAPI's token endpoint did not answer (ConnectionError). {ADVICE}{COUNTED}",
     ),
 }
 

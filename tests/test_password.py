@@ -206,7 +206,7 @@ def test_a_password_that_may_have_counted_rests(answer: Any, sandbox: Sandbox, c
     sandbox.answer_next(answer, path=CALLS)
     alice = sandbox.session("alice", store=store)
     for session in (alice, alice, sandbox.session("alice", store=store)):
-        with pytest.raises(TokenEndpointError):
+        with pytest.raises(TokenEndpointError, match="The password may have been counted: it is not sent again"):
             session.get(ECHO)
     clock.step(59)
     with pytest.raises(TokenEndpointError):

@@ -21,6 +21,7 @@ from finapi_session import (
     MemoryStore,
     RevocationError,
     Token,
+    TokenEndpointError,
     TokenError,
     TokenEvent,
 )
@@ -341,6 +342,47 @@ def test_request_ids(sandbox: Sandbox) -> None:
     assert mine.headers["X-Request-Id"] == "mine" != other.headers["X-Request-Id"]
     assert "X-Request-Id" not in foreign.headers and "Authorization" not in foreign.headers
     assert len({call.request_id for call in sandbox.calls}) == len(sandbox.calls) == 4
+
+
+def test_a_dead_endpoint_is_warned_of_once(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """Users and the client warn once together, then failures are counted at DEBUG; the first answer says how many."""
+    caplog.set_level(logging.DEBUG, logger="finapi_session")
+    events: list[TokenEvent] = []
+    client = sandbox.session(on_event=events.append, retries=0)
+    for outage in range(2):
+        caplog.clear()
+        events.clear()
+        sandbox.answer_next(503, path="/oauth/token", times=4)
+        for name in ("alice", "bob", None, "eve"):
+            with pytest.raises(TokenEndpointError):
+                (client.user(name, "some-password") if name else client).fetch_token()
+        with pytest.raises(InvalidGrantError):
+            client.user("alice", f"wrong {outage}").fetch_token()
+        assert [event.kind for event in events] == 4 * ["failed"] + ["refused"]
+        assert [record.levelname for record in caplog.records] == ["WARNING", *3 * ["DEBUG"], "WARNING"]
+        endings = ["]", "] (2 in a row)", "] (3 in a row)", "] (4 in a row)"]
+        assert [str(event.reason)[str(event.reason).rindex("]") :] for event in events[:4]] == endings
+        assert (events[-1].reason or "").startswith("the first answer after 4 failed calls, finAPI refused the grant")
+    sandbox.answer_next("drop", path="/oauth/token")
+    with pytest.raises(TokenEndpointError):
+        client.fetch_token()
+    client.fetch_token()
+    assert events[-1].kind == "issued" and events[-1].reason == "the first answer after 1 failed call"
+
+
+def test_a_dead_revocation_is_the_same_outage(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    """Revocations without an answer are counted along, one that finAPI refuses is told as a failure of its own."""
+    client = sandbox.session(retries=0)
+    client.fetch_token()
+    sandbox.answer_next(503, path="/oauth/revoke")
+    sandbox.answer_next("drop", path="/oauth/revoke")
+    sandbox.answer_next(400, path="/oauth/revoke")
+    for _ in range(3):
+        with pytest.raises(RevocationError):
+            client.revoke()
+    first, refused = [record.getMessage() for record in caplog.records]
+    assert "the token was not revoked: finAPI's token endpoint is unavailable (503 " in first
+    assert "the first answer after 2 failed calls, the token was not revoked" in refused
 
 
 def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
