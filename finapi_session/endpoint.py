@@ -57,14 +57,14 @@ class TokenEndpoint:
         self.environment = environment
         self._host = host
         self._journal = journal
-        self._request_id = request_id
+        self.request_id = request_id
         self._retries = retries
         self._timeout = _shorter(timeout)
 
     def with_request_id(self, request_id: str) -> TokenEndpoint:
         """Return the same endpoint, whose calls carry *request_id* as their ``X-Request-Id``."""
         endpoint = copy.copy(self)
-        endpoint._request_id = lambda: request_id
+        endpoint.request_id = lambda: request_id
         return endpoint
 
     def fetch(
@@ -238,7 +238,7 @@ class TokenEndpoint:
             "Accept": "application/json",
             "Cache-Control": "no-store",  # no cache of the caller's may answer, or keep, what holds tokens
             "Content-Type": "application/x-www-form-urlencoded",
-            "X-Request-Id": self._request_id(),
+            "X-Request-Id": self.request_id(),
         }
 
 

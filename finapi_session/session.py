@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from http.cookiejar import CookieJar
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -37,6 +37,9 @@ from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
 from .tokens import Bearer, Token
 
+if TYPE_CHECKING:
+    from typing_extensions import Never, Unpack  # in every type checker
+
 #: Seconds to connect and to wait for an answer, where a call names no timeout.
 TIMEOUT = (10.0, 180.0)
 # finAPI's limit is 255 characters; a control character would end the header, and headers are Latin-1.
@@ -57,6 +60,25 @@ class NotGiven(Enum):
 NOT_GIVEN = NotGiven.NOT_GIVEN
 
 _Session = TypeVar("_Session", bound="FinapiSession")
+
+
+class Overrides(TypedDict, total=False):
+    """The arguments of :class:`FinapiSession`, each of which may be given to its ``from_env()``."""
+
+    client_id: str
+    client_secret: Secret
+    username: str | None
+    password: Secret | NotGiven
+    environment: Environment | str
+    store: TokenStore | str | None
+    token: Token | Mapping[str, Any] | None
+    leeway: float
+    revoke_on_close: bool | None
+    timeout: Timeout
+    request_id: str | Callable[[], str]
+    retries: Retry | int
+    raise_api_errors: bool
+    on_event: Listener | None
 
 
 def new_request_id() -> str:
@@ -86,7 +108,7 @@ class FinapiSession(requests.Session):
     :param timeout: seconds, or a pair for connecting and reading, where a call names none.
     :param request_id: the ``X-Request-Id`` of calls that have none: text, or a callable that returns it.
     :param retries: a count or a urllib3 ``Retry`` (its ``total`` and backoff), for transient failures of token calls.
-    :param raise_for_error: raise :class:`ApiError` on every answer of 400 and above.
+    :param raise_api_errors: raise :class:`ApiError` on every answer of 400 and above.
     :param on_event: called with a :class:`TokenEvent` for everything that happens to a token.
     :raises ValueError, TypeError: naming the argument, before anything is sent.
 
@@ -108,23 +130,23 @@ class FinapiSession(requests.Session):
         timeout: Timeout = TIMEOUT,
         request_id: str | Callable[[], str] = new_request_id,
         retries: Retry | int = RETRIES,
-        raise_for_error: bool = False,
+        raise_api_errors: bool = False,
         on_event: Listener | None = None,
     ) -> None:
         identity = Identity(client_id, client_secret, username, _password(password, username))
         super().__init__()
         self.headers["User-Agent"] = f"finapi-session/{__version__} {self.headers['User-Agent']}"
-        self.environment = _environment(environment)
+        self._environment = _environment(environment)
         self.timeout = timeout
-        self.request_id = _request_ids(request_id)
-        self.raise_for_error = raise_for_error
+        self._request_id = _request_ids(request_id)
+        self.raise_api_errors = raise_api_errors
         self.revoke_on_close = store is None and token is None if revoke_on_close is None else revoke_on_close
         self._leeway = _leeway(leeway)
         self._journal = Journal(self.environment.base_url, _listener(on_event))
         self._cells = Cells(Fallback(_store(store), self._journal))
         self._shares_store = store is not None
         self._endpoint = TokenEndpoint(
-            self, self.environment, self._journal, self.request_id, _retry(retries), _timeout(timeout)
+            self, self.environment, self._journal, self._request_id, _retry(retries), _timeout(timeout)
         )
         self._client = self._source(Identity(client_id, client_secret), _token(token) if username is None else None)
         self._own = self._client if username is None else self._source(identity, _token(token))
@@ -137,8 +159,36 @@ class FinapiSession(requests.Session):
         self.auth = BearerAuth(self._own, self.environment)
         _roots[id(self)] = self
 
+    def __repr__(self) -> str:
+        store = type(self._cells.fallback.store).__name__
+        return f"<{type(self).__name__} of {self._own.identity} at {self.environment.base_url}, tokens in {store}>"
+
+    @property
+    def environment(self) -> Environment:
+        """Where finAPI is; it stays as it was given."""
+        return self._environment
+
+    @environment.setter
+    def environment(self, _: Never) -> None:
+        raise AttributeError("a session's environment cannot be changed, as its tokens belong to it: make another one")
+
+    @property
+    def request_id(self) -> Callable[[], str]:
+        """What returns the ``X-Request-Id`` of a call; a text or a callable may be set.
+
+        Set on the client's session, it counts for the token calls of all; a user's session keeps the one that it was
+        made with for her own calls.
+        """
+        return self._request_id
+
+    @request_id.setter
+    def request_id(self, given: str | Callable[[], str]) -> None:
+        self._request_id = _request_ids(given)
+        if self._parent is None:
+            self._endpoint.request_id = self._request_id
+
     @classmethod
-    def from_env(cls: type[_Session], **overrides: Any) -> _Session:
+    def from_env(cls: type[_Session], **overrides: Unpack[Overrides]) -> _Session:
         """Make a session from the environment variables ``FINAPI_CLIENT_ID`` and so on.
 
         They are ``_CLIENT_ID``, ``_CLIENT_SECRET``, ``_USERNAME``, ``_PASSWORD``, ``_ENVIRONMENT`` (a name such
@@ -148,10 +198,11 @@ class FinapiSession(requests.Session):
         Raises ``ValueError`` if the client's id or secret is not there.
         """
         names = ("client_id", "client_secret", "username", "password", "environment", "store")
-        found = {name: os.environ.get(f"FINAPI_{name.upper()}") for name in names}
+        found: dict[str, str | None] = {name: os.environ.get(f"FINAPI_{name.upper()}") for name in names}
         if "username" in overrides:  # another user, or with None the client itself: the password is not theirs
             found["password"] = None
-        arguments = {name: value for name, value in found.items() if value} | overrides
+        arguments: dict[str, Any] = {name: value for name, value in found.items() if value}
+        arguments.update(overrides)
         for name in ("client_id", "client_secret"):
             if name not in arguments:
                 raise ValueError(f"set FINAPI_{name.upper()} in the environment, or give {name}=")
@@ -221,16 +272,16 @@ class FinapiSession(requests.Session):
 
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
-        url = "" if request.url is None else self.environment.absolute(request.url)
-        if self.environment.trusts(url):
+        url = "" if request.url is None else self._environment.absolute(request.url)
+        if self._environment.trusts(url):
             _check_headers(self.headers or {})
             _check_headers(request.headers or {})
         if url != request.url:
             request = copy.copy(request)
             request.url = url
         prepared = super().prepare_request(request)
-        if "X-Request-Id" not in prepared.headers and self.environment.trusts(prepared.url):
-            prepared.headers["X-Request-Id"] = self.request_id()
+        if "X-Request-Id" not in prepared.headers and self._environment.trusts(prepared.url):
+            prepared.headers["X-Request-Id"] = self._request_id()
         return prepared
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
@@ -249,7 +300,7 @@ class FinapiSession(requests.Session):
         except calls.BROKEN as error:
             _tell_break(request, error)
             raise
-        if self.raise_for_error:
+        if self.raise_api_errors:
             raise_for_error(response)
         return response
 

@@ -144,7 +144,7 @@ def test_settings_may_be_none(sandbox: Sandbox) -> None:
 
 def test_an_error_of_the_api_tells_when_to_come_back(sandbox: Sandbox) -> None:
     """A Retry-After is told in seconds, as it is of a token call."""
-    session = sandbox.session(raise_for_error=True)
+    session = sandbox.session(raise_api_errors=True)
     sandbox.answer_next(429, headers={"Retry-After": "120"}, path=ECHO)
     with pytest.raises(ApiError, match="Try again in 120 s") as caught:
         session.get(ECHO)

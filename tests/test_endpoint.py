@@ -470,7 +470,7 @@ def test_a_password_is_tried_again_without_a_connection(loopback: Loopback) -> N
     session = FinapiSession(
         "id", "secret", username="alice", password="p", environment="https://127.0.0.1:9", retries=Retry(2)
     )
-    session._endpoint._request_id = lambda: waits.append(time.monotonic()) or "r"  # type: ignore[func-returns-value]
+    session.request_id = lambda: waits.append(time.monotonic()) or "r"  # type: ignore[func-returns-value]
     with pytest.raises(TokenEndpointError, match="no connection"):
         session.fetch_token()
     assert len(waits) == 3

@@ -142,8 +142,8 @@ def test_what_is_no_error_passes(status: int) -> None:
 
 
 def test_raise_for_error_on_every_call(sandbox: Sandbox) -> None:
-    """With `raise_for_error=True` every bad answer raises, and a 401 that was healed is none."""
-    with sandbox.session(raise_for_error=True) as client:
+    """With `raise_api_errors=True` every bad answer raises, and a 401 that was healed is none."""
+    with sandbox.session(raise_api_errors=True) as client:
         assert client.get("/api/v2/banks").ok
         sandbox.revoke_tokens()
         assert client.get("/api/v2/banks").ok

@@ -677,7 +677,7 @@ def test_no_secret_is_in_an_address(stage: Sandbox, hunt: Hunt) -> None:
 
 
 def _failing_api_call(stage: Sandbox, challenge: str = "Bearer") -> ApiError:
-    alice = _alice(stage, raise_for_error=True)
+    alice = _alice(stage, raise_api_errors=True)
     headers = {"WWW-Authenticate": challenge.format(alice.fetch_token().access_token)}
     stage.answer_next(403, path="/accounts", body={"error": "x"}, headers=headers)
     with pytest.raises(ApiError) as caught:

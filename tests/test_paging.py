@@ -78,13 +78,13 @@ def test_a_page_count_that_is_none_ends_it(sandbox: Sandbox, count: object) -> N
 
 def test_an_error_is_the_last_answer(sandbox: Sandbox) -> None:
     """A page that fails is handed over, or raised if the session raises, and none is asked for after it."""
-    for raise_for_error in (False, True):
+    for raises in (False, True):
         sandbox.answer_next(200, body={"banks": [1], "paging": {"pageCount": 5}}, path="/banks")
         sandbox.answer_next(500, body={"paging": {"pageCount": 5}}, path="/banks")
-        with sandbox.session(raise_for_error=raise_for_error) as client:
+        with sandbox.session(raise_api_errors=raises) as client:
             pages = client.pages("/api/v2/banks")
             assert next(pages).ok
-            if raise_for_error:
+            if raises:
                 pytest.raises(ApiError, next, pages)
             else:
                 assert [page.status_code for page in pages] == [500]

@@ -24,6 +24,7 @@ import requests
 import finapi_session
 import finapi_session.testing
 from finapi_session import FinapiSession
+from finapi_session.session import Overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = "\n".join(
@@ -66,6 +67,10 @@ except finapi_session.InvalidGrantError:
 except finapi_session.InvalidGrantErorr:  # wrong
     pass
 
+FinapiSession.from_env(username="alice", leeway=30)
+FinapiSession.from_env(usernme="alice")  # wrong
+FinapiSession.from_env(leeway="30")  # wrong
+FinapiSession.from_env().environment = finapi_session.LIVE  # wrong
 TokenEvent("renewed", "user 'alice'", "https://finapi.example.com")
 TokenEvent("renwed", "user 'alice'", "https://finapi.example.com")  # wrong
 """
@@ -146,8 +151,10 @@ def test_the_docs_have_every_method_of_a_session() -> None:
     """What a session can do beyond requests.Session is told of there."""
     known = dir(requests.Session)
     further = {name for name in dir(FinapiSession) if not name.startswith("_") and name not in known}
-    assert further == {"user", "made_for_user", "fetch_token", "revoke", "from_env", "pages"}
-    assert sorted(name for name in further if f"``{name}(" not in PAGES) == []
+    facts = {"environment", "request_id"}
+    assert further - facts == {"user", "made_for_user", "fetch_token", "revoke", "from_env", "pages"}
+    assert sorted(name for name in further - facts if f"``{name}(" not in PAGES) == []
+    assert sorted(name for name in facts if f"``session.{name}``" not in PAGES) == []
 
 
 def test_the_typed_surface_uses_every_public_name() -> None:
@@ -182,6 +189,12 @@ def test_a_misspelt_name_is_an_error_for_type_checkers(checker: str, tmp_path: P
     found = re.findall(r"use\.py:(\d+):.*(?:error|Error)", shown.stdout)
     wrong = [str(number) for number, line in enumerate(MISSPELT.splitlines(), 1) if "wrong" in line]
     assert sorted(set(found), key=int) == wrong and shown.returncode == 1, shown.stdout + shown.stderr
+
+
+def test_from_env_takes_what_a_session_takes() -> None:
+    """Its typed keywords are the arguments of a session, with the same types."""
+    taken = {name: hint.__forward_arg__ for name, hint in Overrides.__annotations__.items()}
+    assert taken == {name: str(each.annotation) for name, each in inspect.signature(FinapiSession).parameters.items()}
 
 
 def test_the_typed_surface_imports() -> None:

@@ -431,6 +431,40 @@ def test_events_tell_what_was_refused_and_what_failed(status: int, kind: str, sa
     assert event.reason == str(caught.value)
 
 
+def test_a_repr_tells_whose_and_where(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Client or user, finAPI's address and the kind of store, and no secret."""
+    with sandbox.session() as client, sandbox.session("alice", store=FileStore(tmp_path / "tokens")) as alice:
+        at = sandbox.base_url
+        assert repr(client) == f"<FinapiSession of client 'sandbox-client' at {at}, tokens in MemoryStore>"
+        assert repr(alice) == f"<FinapiSession of user 'alice' at {at}, tokens in FileStore>"
+
+
+def test_a_request_id_may_be_set_later(sandbox: Sandbox) -> None:
+    """The client's session has it on its calls and all token calls, a user's on her calls; junk is refused."""
+    client = sandbox.session()
+    alice = client.user("alice", "her-password")
+    client.request_id = "of the client"
+    alice.request_id = iter(["first", "second"]).__next__
+    client.get(ECHO)
+    for _ in range(2):
+        alice.get(ECHO)
+    client.user("alice", "her-password").get(ECHO)
+    ids = [call.request_id for call in sandbox.calls]
+    assert ids == ["of the client", "of the client", "of the client", "first", "second", "of the client"]
+    for junk in ("", "x" * 256, 7, None):
+        with pytest.raises((TypeError, ValueError), match="request_id must be"):
+            client.request_id = junk  # type: ignore[assignment]
+    assert client.request_id() == "of the client"
+
+
+def test_an_environment_cannot_be_set_later(sandbox: Sandbox) -> None:
+    """It would let tokens of one environment go to another one: the error says what to do."""
+    client = sandbox.session()
+    with pytest.raises(AttributeError, match="cannot be changed, .* make another one"):
+        client.environment = LIVE  # type: ignore[assignment]
+    assert client.environment == sandbox.environment and client.get(ECHO).ok
+
+
 def test_a_fork_gets_connections_of_its_own(sandbox: Sandbox) -> None:
     """The adapters of every session are replaced in a forked child, and only there."""
     with sandbox.session() as session:

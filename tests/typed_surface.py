@@ -103,9 +103,10 @@ def sessions(token: Token) -> Iterator[FinapiSession]:
         yield FinapiSession("id", "secret", environment=environment, timeout=(3.05, 60), retries=Retry(total=2))
     yield FinapiSession("id", "secret", username="alice", token=token, store=FileStore(), revoke_on_close=True)
     yield FinapiSession("id", "secret", username="alice", token={"access_token": "t", "expires_in": 60}, leeway=5)
-    yield FinapiSession("id", "secret", request_id="mine", retries=0, raise_for_error=True, on_event=count, timeout=5)
+    yield FinapiSession("id", "secret", request_id="mine", retries=0, raise_api_errors=True, on_event=count, timeout=5)
     yield FinapiSession("id", "secret", request_id=lambda: "mine", timeout=None, store=DictStore(), on_event=print)
     yield FinapiSession.from_env(environment=LIVE, store=MemoryStore(lock_timeout=1))
+    yield FinapiSession.from_env(username=None, leeway=5, on_event=count, token=token, raise_api_errors=True)
 
 
 def use(session: MySession) -> None:
@@ -125,6 +126,10 @@ def use(session: MySession) -> None:
         as_requests.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=50))
         environment: Environment = client.environment
         assert_type(environment, Environment)
+        client.request_id = "mine"
+        client.request_id = lambda: "mine"
+        request_id: str = client.request_id()
+        print(request_id)
         alice.revoke()
     session.close()
 

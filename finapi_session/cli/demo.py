@@ -139,7 +139,7 @@ def on_a_sandbox() -> None:
     watch = Watch(narrator.exchange)
     with Sandbox() as sandbox, tempfile.TemporaryDirectory(prefix="finapi-demo-") as folder:
         click.echo(f"A local finAPI at {sandbox.base_url}, tokens in {folder}")
-        client = sandbox.session(store=FileStore(folder), revoke_on_close=True, raise_for_error=True)
+        client = sandbox.session(store=FileStore(folder), revoke_on_close=True, raise_api_errors=True)
         client.mount("https://", watch)
         with client:
             _tell_client(narrator, client)
@@ -157,7 +157,7 @@ def on_finapi(client: tuple[str, str], environment: Environment, username: str |
     narrator = Narrator()
     watch = Watch(narrator.exchange)
     click.echo(f"finAPI at {environment.base_url}, reading only")
-    session = FinapiSession(*client, environment=environment, revoke_on_close=False, raise_for_error=True)
+    session = FinapiSession(*client, environment=environment, revoke_on_close=False, raise_api_errors=True)
     session.mount("https://", watch)
     with session:
         _tell_client(narrator, session)
