@@ -13,9 +13,9 @@ from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, TokenError
 from .fallback import StoreLock
 from .flight import Ticket
-from .identity import Credentials
+from .identity import Credentials, Identity
 from .knowledge import Grant
-from .renewal import Answer, Fetch, Flow, Load, Lock, Revoke, Save, Step
+from .renewal import Answer, Fetch, Flow, Load, Lock, Password, Revoke, Save, Step
 from .tokens import Token
 
 #: Seconds that a thread waits for another one of its process, see ``source.py``.
@@ -23,18 +23,20 @@ TURN = 145.0
 
 
 class Drive:
-    """One ride through a flow for the identity of *cell*, called *label*, with these *credentials*.
+    """One ride through a flow for *identity*, whose cell is *cell*, with these *credentials*.
 
-    *patient* tries again what is transient. *wait* is how many seconds other threads are waited for; with 0 the lock is
-    not obtained while one of them has it. *bearer* is the client's, to revoke with, *within* so many seconds each.
+    They get the password when it is to be sent. *patient* tries again what is transient. *wait* is how many seconds
+    other threads are waited for; with 0 the lock is not obtained while one of them has it. *bearer* is the client's,
+    to revoke with, *within* so many seconds each.
     """
 
     __slots__ = (
         "asked",
+        "fingerprint",
         "_cells",
         "_cell",
         "_endpoint",
-        "_label",
+        "_identity",
         "_credentials",
         "_patient",
         "_wait",
@@ -47,8 +49,8 @@ class Drive:
         cells: Cells,
         cell: Cell,
         endpoint: TokenEndpoint,
-        label: str,
-        credentials: Credentials | None = None,
+        identity: Identity,
+        credentials: Credentials | None,
         *,
         patient: bool = True,
         wait: float = TURN,
@@ -57,7 +59,9 @@ class Drive:
     ) -> None:
         #: Whether finAPI was asked.
         self.asked = False
-        self._cells, self._cell, self._endpoint, self._label = cells, cell, endpoint, label
+        #: That of the password, if the flow asked for it.
+        self.fingerprint = ""
+        self._cells, self._cell, self._endpoint, self._identity = cells, cell, endpoint, identity
         self._credentials, self._patient, self._wait = credentials, patient, wait
         self._bearer, self._within = bearer, within
 
@@ -79,17 +83,25 @@ class Drive:
             return ticket.board(self._wait) and lock.acquire()
         if isinstance(step, Save):
             return self._cells.save(self._cell, step.facts, fresh=step.fresh)
+        if isinstance(step, Password):
+            return self._ask_for_password()
         self.asked = True
         if isinstance(step, Revoke):
             return self._endpoint.revoke(
-                self._label, step.grant.token, self._bearer, patient=self._patient, within=self._within
+                str(self._identity), step.grant.token, self._bearer, patient=self._patient, within=self._within
             )
         return Answer(self._fetch(step, ticket, lock), time.time())
+
+    def _ask_for_password(self) -> str:
+        assert self._credentials is not None
+        self._credentials = self._identity.with_password(self._credentials)
+        self.fingerprint = self._credentials.fingerprint
+        return self.fingerprint
 
     def _fetch(self, step: Fetch, ticket: Ticket, lock: StoreLock) -> Token | TokenError:
         """Ask finAPI, unless it failed somebody else with these credentials while this one waited."""
         assert self._credentials is not None
-        whose = self._credentials.fingerprint
+        whose = self._credentials.fingerprint if step.grant is None else step.grant.fingerprint
         shared = ticket.failure(whose)
         if isinstance(shared, TokenError):
             return shared

@@ -8,12 +8,13 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Union
 
 from .redaction import Redacted
 
-#: A secret, or a callable that returns it, asked whenever a token is looked for (a vault).
+#: A secret, or a callable that returns it (a vault). A client's is asked for whenever a token is looked for, a password
+#: when it is to be sent, and at first, since tokens are known by its fingerprint.
 Secret = Union[str, Callable[[], str]]
 
 
@@ -105,9 +106,17 @@ class Identity:
 
     def credentials(self) -> Credentials:
         """Return the secrets as they are now; what a callable raises comes through."""
-        client_secret = _reveal("client_secret", self.client_secret)
-        password = None if self.password is None else _reveal("password", self.password)
-        return Credentials(self.client_id, client_secret, self.username, password)
+        return self.with_password(self.without_password())
+
+    def without_password(self) -> Credentials:
+        """Return the client's secret as it is now; the password is not asked for."""
+        return Credentials(self.client_id, _reveal("client_secret", self.client_secret), self.username)
+
+    def with_password(self, credentials: Credentials) -> Credentials:
+        """Return *credentials* with the password as it is now, if there is one and it is not there yet."""
+        if self.password is None or credentials.password is not None:
+            return credentials
+        return replace(credentials, password=_reveal("password", self.password))
 
 
 _CAPITALS = re.compile("[A-Z]+")

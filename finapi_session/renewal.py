@@ -17,7 +17,8 @@ used, whoever obtained it.
 A token is told from its rejection by a logical clock (see ``knowledge.py``), so it does not matter who hears what
 first. A refresh token that was spent, replaced or refused is buried: it is not sent again. So is an access token that
 the API rejected. A *password* is sent once per judgement, since finAPI locks a user after a few wrong ones: one that
-was refused is not sent again (its *fingerprint*, a keyed hash, is kept), and one whose answer was lost rests.
+was refused is not sent again (its *fingerprint*, a keyed hash, is kept), and one whose answer was lost rests. Whoever
+keeps it, a vault or a person, is asked only when it is to be sent: it may have been changed since.
 
 finAPI's tokens are *sticky*: while one lives, the same credentials get the same token again. So a token that comes
 again early keeps the expiry it had and is not asked for again before. After its expiry, "expires in 0 s" for the same
@@ -35,7 +36,7 @@ store                  the same refresh token
 finAPI rests           nothing (403, 423, refused client,             the same error, no call
                        ``Retry-After``)
 a refresh token        asked by it; refused: buried, the next one     a token, or the next row
-a password             asked by it, once; refused before: nothing     a token, or the same error, no call
+a password             asked for; sent once; refused before: nothing  a token, or the same error, no call
 neither                nothing                                        ``LoginRequiredError``
 =====================  =============================================  ==========================================
 """
@@ -105,6 +106,10 @@ class Save(NamedTuple):
     fresh: bool = False
 
 
+class Password(NamedTuple):
+    """Ask for the password as it is now, once in a flow; answered with its fingerprint."""
+
+
 class Fetch(NamedTuple):
     """Ask finAPI by the refresh token of *grant*, else by password or for the client; *why* is for the log.
 
@@ -137,7 +142,7 @@ class Revoke(NamedTuple):
     grant: Grant
 
 
-Step = Union[Load, Lock, Save, Fetch, Revoke]
+Step = Union[Load, Lock, Save, Password, Fetch, Revoke]
 #: Yields steps, is sent their answers, and returns.
 Flow = Generator[Step, Any, Union[Grant, None]]
 
@@ -238,6 +243,11 @@ def _contested(want: Want, view: View) -> bool:
 
 
 def _by_password(want: Want, view: View, shared: bool = False) -> Flow:
+    """Ask by password, unless it was refused; one that was changed may have a token already."""
+    want = want._replace(fingerprint=(yield Password()))
+    quicker = _at_hand(view, want)
+    if quicker is not None:
+        return quicker
     subject = password_subject(want.fingerprint)
     yield from _heed(subject, view)
     return (yield from _by_credentials(want, view, subject, shared))

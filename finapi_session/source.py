@@ -28,7 +28,7 @@ from .cell import LONGEST_PAUSE, Cell, Cells
 from .drive import TURN, Drive
 from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, TokenError, raised_by_signal_handler
-from .events import Journal
+from .events import Journal, Kind
 from .fallback import LOOK_AGAIN
 from .flight import Flight, Ticket
 from .identity import Credentials, Identity
@@ -143,8 +143,8 @@ class TokenSource:
         """
         with Ticket(self._turn) as turn:
             turn.board(TURN)
-            credentials = self._resolve()
-            self._drive(renewal.revoke(credentials.fingerprint), patient=patient, bearer=bearer, within=within)
+            self._resolve()
+            self._drive(renewal.revoke(self._fingerprint), patient=patient, bearer=bearer, within=within)
             self._held = None
 
     def _look(self, rejected: Bearer | None = None) -> _Held | None:
@@ -172,7 +172,7 @@ class TokenSource:
                 return held.token
             shared = turn.failure()
             if shared is not None:
-                self._repeated(shared)
+                self._decided(*_repeated(shared))
                 raise shared
             try:
                 return self._renewed(rejected, call, patient)
@@ -195,7 +195,7 @@ class TokenSource:
             return grant.token
         if rejected is not None and may_ask:
             cell.rest(rejected, LONGEST_PAUSE)
-            self._paused("finAPI gives the rejected token again", LONGEST_PAUSE)
+            self._decided(_paused("finAPI gives the rejected token again", LONGEST_PAUSE), kind="rejected")
         return None
 
     def _may_renew(self, cell: Cell, rejected: Bearer) -> bool:
@@ -204,7 +204,7 @@ class TokenSource:
             return False
         seconds = cell.reject(rejected)
         if seconds:
-            self._paused("the API rejects what finAPI gives", seconds)
+            self._decided(_paused("the API rejects what finAPI gives", seconds), kind="rejected")
         return not seconds
 
     def _renew_early(self, held: _Held) -> None:
@@ -231,13 +231,20 @@ class TokenSource:
         return ("no lock, or no store," if grant is None else "", 0.0)
 
     def _resolve(self) -> Credentials:
-        """Ask for the secrets, and take the cell that they lead to; what a callable raises comes through."""
-        credentials = self.identity.credentials()
+        """Ask for the client's secret, and take the cell that it leads to; what a callable raises comes through.
+
+        The password is asked for only where its fingerprint, which depends on that secret, is not known yet.
+        """
+        credentials = self.identity.without_password()
         before, fingerprint = self._cell, self._fingerprint
         cell = self._cells.of(credentials, self._endpoint.environment.token_url)
-        self._cell, self._fingerprint = cell, credentials.fingerprint
-        if before is not None and before.key != cell.key:
-            self._move(before, fingerprint)
+        moved = before if before is not None and before.key != cell.key else None
+        if moved is not None or not fingerprint:
+            credentials = self.identity.with_password(credentials)
+            self._fingerprint = credentials.fingerprint
+        self._cell = cell
+        if moved is not None:
+            self._move(moved, fingerprint)
         given, self._given = self._given, None
         if given is not None:
             self._cells.load(cell, refusals=False)
@@ -259,13 +266,15 @@ class TokenSource:
         cell = self._cell
         assert cell is not None
         before = cell.knowledge
-        drive = Drive(self._cells, cell, self._endpoint, str(self.identity), credentials, **how)
+        drive = Drive(self._cells, cell, self._endpoint, self.identity, credentials, **how)
         try:
             grant = drive.through(flow)
         except TokenError as error:
             if not drive.asked:
-                self._repeated(error)
+                self._decided(*_repeated(error))
             raise
+        finally:
+            self._fingerprint = drive.fingerprint or self._fingerprint
         if grant is not None:
             self._hold(cell, grant)
             if not drive.asked and before.find(grant.token.access_token) is None:
@@ -273,20 +282,19 @@ class TokenSource:
                 self._journal.tell("adopted", str(self.identity), expires_in=expires_in)
         return grant
 
-    def _paused(self, reason: str, seconds: float) -> None:
-        self._journal.tell(
-            "rejected", str(self.identity), reason=f"{reason}: it is not renewed again for {seconds:g} s"
-        )
+    def _decided(self, reason: str, request_id: str | None = None, kind: Kind = "decided") -> None:
+        self._journal.tell(kind, str(self.identity), request_id=request_id, reason=reason)
 
-    def _repeated(self, error: Exception) -> None:
-        """Tell of an *error* that was met before, so that nothing was asked; a callable's text may hold a secret."""
-        said, request_id = type(error).__name__, None
-        if isinstance(error, TokenError):
-            said, request_id = str(error), error.request_id
-        self._journal.tell("decided", str(self.identity), request_id=request_id, reason=f"nothing was asked: {said}")
 
-    def _decided(self, reason: str) -> None:
-        self._journal.tell("decided", str(self.identity), reason=reason)
+def _paused(reason: str, seconds: float) -> str:
+    return f"{reason}: it is not renewed again for {seconds:g} s"
+
+
+def _repeated(error: Exception) -> tuple[str, str | None]:
+    """Return what is told of an *error* that was met before, and its request id; a callable's text may be secret."""
+    if isinstance(error, TokenError):
+        return f"nothing was asked: {error}", error.request_id
+    return f"nothing was asked: {type(error).__name__}", None
 
 
 def _next_try(token: Token, leeway: float, retry_after: float) -> float:

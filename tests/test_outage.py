@@ -143,10 +143,10 @@ def test_a_vault_is_not_asked_at_each_call_for_a_stores_sake(sandbox: Sandbox, c
         asked.append(1)
         if len(asked) > 1:
             raise LookupError("sealed")
-        return "her-password"
+        return sandbox.client_secret
 
     sandbox.lifetime = 0
-    alice = sandbox.session("alice", vault, store=Link(None, *Link.ALL))
+    alice = sandbox.session("alice", client_secret=vault, store=Link(None, *Link.ALL))
     warm(alice)
     for _ in range(3):
         clock.go_on(11)

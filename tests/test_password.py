@@ -163,6 +163,95 @@ def test_wrong_guesses_of_others_do_not_push_a_refusal_out(sandbox: Sandbox) -> 
     assert sandbox.count(CALLS) == 201
 
 
+# --- a callable is asked when it must be --------------------------------------------------------------------------
+
+
+class Vault:
+    """Keeps a password, and how often it was asked for."""
+
+    def __init__(self, password: str) -> None:
+        self.password = password
+        self.asked = 0
+
+    def __call__(self) -> str:
+        """Return the password."""
+        self.asked += 1
+        return self.password
+
+
+@pytest.mark.parametrize("store", [None, MemoryStore()], ids=["memory", "store"])
+def test_a_password_is_asked_for_once_while_its_login_lasts(
+    store: MemoryStore | None, sandbox: Sandbox, clock: Clock
+) -> None:
+    """Whoever types it types it at the first call: not to renew, not to look into the store, not to close or revoke."""
+    vault = Vault("her-password")
+    with sandbox.session(store=store) as client, client.user("alice", vault) as alice:
+        for _ in range(3):
+            warm(alice)
+            clock.go_on(3601)
+        clock.before_expiry(alice)
+        warm(alice)
+        assert vault.asked == 1
+        alice.revoke()
+        assert vault.asked == 1
+        warm(alice)
+        assert vault.asked == 2
+    assert vault.asked == 2 and sandbox.count("/oauth/revoke", revoked="alice") == (1 if store else 2)
+
+
+def test_a_password_is_asked_for_again_when_it_is_to_be_sent(sandbox: Sandbox) -> None:
+    """When the refresh token ends the vault is asked: what it has now is sent, and what was refused is not."""
+    vault = Vault("her-password")
+    alice = sandbox.session("alice", vault)
+    warm(alice)
+    sandbox.revoke_tokens("alice", refresh=True)
+    vault.password = "mistyped"
+    for asked in (2, 3):
+        with pytest.raises(InvalidGrantError):
+            alice.get(ECHO)
+        assert vault.asked == asked
+    vault.password = "her-password"
+    warm(alice)
+    assert vault.asked == 4 and grants(sandbox) == ["password", "refresh_token", "password", "password"]
+
+
+def test_a_changed_password_takes_the_token_that_it_has(sandbox: Sandbox) -> None:
+    """A sibling logged in with the new password: whoever learns of it from the vault makes no login of its own."""
+    store, vault = MemoryStore(), Vault("her-password")
+    alice = sandbox.session("alice", vault, store=store)
+    warm(alice)
+    vault.password = "new-password"
+    sandbox.change_password("alice", "new-password")
+    warm(sandbox.session("alice", vault, store=store))
+    warm(alice)
+    assert grants(sandbox) == ["password", "password", "refresh_token"]
+
+
+def test_revoke_pardons_what_a_vault_said_last(sandbox: Sandbox) -> None:
+    """A vault's password that was refused may be sent again after ``revoke()``, though another one was good before."""
+    vault = Vault("her-password")
+    alice = sandbox.session("alice", vault)
+    warm(alice)
+    sandbox.revoke_tokens("alice", refresh=True)
+    vault.password = "to-be"
+    with pytest.raises(InvalidGrantError):
+        alice.get(ECHO)
+    sandbox.change_password("alice", "to-be")
+    alice.revoke()
+    warm(alice)
+
+
+def test_a_rotated_client_secret_asks_for_the_password_again(sandbox: Sandbox) -> None:
+    """Fingerprints are made with the client's secret: under another one hers is not known, and her token goes along."""
+    vault, secret = Vault("her-password"), [sandbox.client_secret]
+    alice = sandbox.session("alice", vault, client_secret=lambda: secret[0])
+    warm(alice)
+    secret[0] = sandbox.client_secret = "b" * 36
+    sandbox.expire_tokens("alice")
+    warm(alice)
+    assert vault.asked == 2 and grants(sandbox) == ["password", "refresh_token"]
+
+
 # --- revoke() pardons ---------------------------------------------------------------------------------------------
 
 

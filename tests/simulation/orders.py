@@ -14,7 +14,7 @@ from finapi_session.errors import (
     UserLockedError,
 )
 from finapi_session.knowledge import NOTHING, Grant, Knowledge, rejected, token_id
-from finapi_session.renewal import Answer, Fetch, Load, Lock, Save, View, Want, renew
+from finapi_session.renewal import Answer, Fetch, Load, Lock, Password, Save, View, Want, renew
 from finapi_session.tokens import Token
 
 NOW = 1_800_000_000.0
@@ -74,6 +74,8 @@ def answers(step: Any, known: Knowledge) -> list[Any]:
         return [True, False]
     if isinstance(step, Save):
         return [View(known.merge(step.facts), NOW)]
+    if isinstance(step, Password):
+        return ["print", "changed"]
     refresh = step.grant is not None
     said: list[Token | TokenError] = [
         Token("A5", NOW + 3600, "R5" if refresh else "R1", NOW),
@@ -111,7 +113,8 @@ def _play(start: Knowledge, want: Want, script: list[int]) -> tuple[Played, list
         step = next(flow)
         while True:
             assert len(steps) < MOST_STEPS, "this flow never ends"
-            options = answers(step, known)
+            told = [answer for before, answer in steps if isinstance(step, Password) and isinstance(before, Password)]
+            options = told[:1] or answers(step, known)
             chosen = script[len(offered)] if len(offered) < len(script) else 0
             offered.append(len(options))
             answer = options[chosen]
@@ -128,12 +131,15 @@ def _play(start: Knowledge, want: Want, script: list[int]) -> tuple[Played, list
 
 def check(played: Played) -> None:
     """See to it that the flow kept the rules of ``renewal.py``, whatever it was told."""
-    known, asked, passwords, locked = played.start, [], 0, False
+    known, asked, passwords, locked, whose = played.start, [], 0, False, played.want.fingerprint
     for step, answer in played.steps:
         if isinstance(step, Lock):
             locked = answer
+        if isinstance(step, Password):
+            assert whose, "a password was asked for where there is none"
+            whose = answer
         if isinstance(step, Fetch):
-            assert known.usable(played.want.fingerprint, NOW) is None or played.want.early, "a good token was at hand"
+            assert known.usable(whose, NOW) is None or played.want.early, "a good token was at hand"
             assert locked or not played.want.early, "renewed early without the lock"
             passwords += step.grant is None
             if step.grant is not None:
