@@ -14,7 +14,7 @@ from urllib3.util import Retry
 
 from .answer import UnreadableAnswerError
 from .environment import Environment
-from .errors import TRANSIENT, FinapiError, RevocationError, TokenEndpointError
+from .errors import TRANSIENT, FinapiError, InvalidGrantError, RevocationError, TokenEndpointError
 from .events import Journal, Kind
 from .identity import Credentials
 from .judge import Attempt, Judge
@@ -258,7 +258,8 @@ def _kind(attempt: Attempt) -> Kind:
 
 
 def _as_revocation_error(error: FinapiError) -> RevocationError:
-    failure = RevocationError(f"the token was not revoked: {error.args[0]}", **error.facts())
+    said = "finAPI refused to" if isinstance(error, InvalidGrantError) else error.args[0]
+    failure = RevocationError(f"the token was not revoked: {said}", **error.facts())
     failure.retry_after = error.retry_after
     return failure
 

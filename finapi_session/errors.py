@@ -196,6 +196,11 @@ class RevocationError(FinapiError):
 
     advice = "The token may still be valid: call revoke() again."
 
+    def __init__(self, what: str, **facts: Any) -> None:
+        super().__init__(what, **facts)
+        if self.status == 400:
+            self.advice = "finAPI does not revoke this token: it ends at its expiry."
+
 
 @dataclass(frozen=True)
 class ErrorDetail:

@@ -382,7 +382,8 @@ def test_a_dead_revocation_is_the_same_outage(sandbox: Sandbox, caplog: pytest.L
             client.revoke()
     first, refused = [record.getMessage() for record in caplog.records]
     assert "the token was not revoked: finAPI's token endpoint is unavailable (503 " in first
-    assert "the first answer after 2 failed calls, the token was not revoked" in refused
+    assert "the first answer after 2 failed calls, the token was not revoked: finAPI refused to (400 " in refused
+    assert "finAPI does not revoke this token: it ends at its expiry." in refused
 
 
 def test_logs_tell_what_happened(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
