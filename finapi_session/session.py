@@ -29,6 +29,7 @@ from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
 from .events import Journal, Listener
 from .fallback import Fallback
+from .flight import InBackground
 from .identity import Identity, Secret
 from .paging import answers
 from .settings import checked_verify, merged
@@ -104,6 +105,7 @@ class FinapiSession(requests.Session):
     :param store: where tokens are kept: a store, or a text for :func:`open_store`; in this session's memory by default.
     :param token: a token obtained elsewhere: a :class:`Token`, or a dict as OAuth libraries keep it.
     :param leeway: seconds before expiry from which the token is renewed.
+    :param renew_in_background: whether a thread of its own renews before expiry, so that no call waits for it.
     :param revoke_on_close: whether ``close()`` revokes; by default unless *store* or *token* is yours.
     :param timeout: seconds, or a pair for connecting and reading, where a call names none.
     :param request_id: the ``X-Request-Id`` of calls that have none: text, or a callable that returns it.
@@ -126,6 +128,7 @@ class FinapiSession(requests.Session):
         store: TokenStore | str | None = None,
         token: Token | Mapping[str, Any] | None = None,
         leeway: float = 60.0,
+        renew_in_background: bool = False,
         revoke_on_close: bool | None = None,
         timeout: Timeout = TIMEOUT,
         request_id: str | Callable[[], str] = new_request_id,
@@ -142,6 +145,7 @@ class FinapiSession(requests.Session):
         self.raise_api_errors = raise_api_errors
         self.revoke_on_close = store is None and token is None if revoke_on_close is None else revoke_on_close
         self._leeway = _leeway(leeway)
+        self._in_background = _flag("renew_in_background", renew_in_background)
         self._journal = Journal(self.environment.base_url, _listener(on_event))
         self._cells = Cells(Fallback(_store(store), self._journal))
         self._shares_store = store is not None
@@ -342,21 +346,25 @@ class FinapiSession(requests.Session):
             _roots[id(self)] = self
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
-        return TokenSource(identity, self._endpoint, self._cells, self._journal, self._leeway, token)
+        return TokenSource(
+            identity, self._endpoint, self._cells, self._journal, self._leeway, token, self._in_background
+        )
 
     def _revoke(self, source: TokenSource, *, patient: bool = True, within: float = RENEWAL_SECONDS) -> None:
         bearer = None if source is self._client else BearerAuth(self._client, self.environment)
         source.revoke(bearer, patient=patient, within=within)
 
     def _give_back(self) -> None:
-        """Revoke what is to be revoked on close, and let the store have what it lacks."""
+        """Revoke what is to be revoked on close, wait for renewals in the background, let the store have what it lacks."""
         closing = Closing(lambda source, seconds: self._revoke(source, patient=False, within=seconds), self._journal)
         sources = self._to_revoke()
         # Without the client's token no user's can be revoked.
         closing.give_back((it for it in sources if it is not self._client), lambda: self._client.token(patient=False))
         closing.give_back(it for it in sources if it is self._client)
-        if self._parent is None and self._cells.lagging():
-            closing.in_threads(self._cells.settle)
+        if self._parent is None:
+            InBackground.land_all(self._cells, closing.left)
+            if self._cells.lagging():
+                closing.in_threads(self._cells.settle)
         closing.end()
         for source in sources:
             if source.held is None:
@@ -434,6 +442,12 @@ def _leeway(given: float) -> float:
         raise TypeError(f"leeway must be a number of seconds, not {type(given).__name__}")
     if not 0 <= given <= _LONGEST:
         raise ValueError(f"leeway must be a finite number of seconds from 0 up, not {given!r:.40}")
+    return given
+
+
+def _flag(argument: str, given: bool) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError(f"{argument} must be True or False, not {type(given).__name__}")
     return given
 
 

@@ -19,6 +19,7 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from requests.auth import AuthBase
@@ -30,7 +31,7 @@ from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, TokenError, raised_by_signal_handler
 from .events import Journal, Kind
 from .fallback import LOOK_AGAIN
-from .flight import Flight, Ticket
+from .flight import Flight, InBackground, Ticket
 from .identity import Credentials, Identity
 from .knowledge import Grant, Knowledge
 from .renewal import Flow, Want
@@ -59,6 +60,7 @@ class TokenSource:
         journal: Journal,
         leeway: float = 60.0,
         token: Token | None = None,
+        in_background: bool = False,
     ) -> None:
         self.identity = identity
         self._endpoint = endpoint
@@ -66,6 +68,7 @@ class TokenSource:
         self._journal = journal
         self._leeway = leeway
         self._given = token
+        self._in_background = in_background
         self._cell: Cell | None = None
         self._fingerprint = ""
         self._held: _Held | None = None
@@ -212,23 +215,30 @@ class TokenSource:
         cell = self._cell
         if cell is None or cell.flight.busy:
             return
-        with Ticket(self._turn) as turn:
-            if turn.board(0) and self._held is held:
-                reason, retry_after = self._try_early()
-                if reason:
-                    cell.early_from = _next_try(held.token, self._leeway, retry_after)
-                    self._decided(f"{reason} before expiry: the token held goes on")
+        if not self._in_background:
+            with Ticket(self._turn) as turn:
+                if turn.board(0):
+                    self._try_early(cell)
+        elif not InBackground.take_off(self._turn, self._cells, partial(self._try_early, cell)):
+            cell.early_from = _next_try(held.token, self._leeway, 0.0)
+            self._decided("no thread before expiry: the token held goes on")
 
-    def _try_early(self) -> tuple[str, float]:
-        """Return why there is no new token yet, if so, and for how many seconds finAPI wants no calls."""
+    def _try_early(self, cell: Cell) -> None:
+        """Renew, if that is still due: another thread may have done so meanwhile, or failed."""
+        held = self._look()
+        if held is None or time.time() < held.fresh_until:
+            return
+        reason, retry_after = "no lock, or no store,", 0.0
         try:
             flow = renewal.renew(self._want(early=True))
-            grant = self._drive(flow, self._resolve(), patient=False, wait=0.0)
+            if self._drive(flow, self._resolve(), patient=False, wait=0.0) is not None:
+                return
         except Exception as error:
             if raised_by_signal_handler(error):
                 raise
-            return type(error).__name__, getattr(error, "retry_after", None) or 0.0
-        return ("no lock, or no store," if grant is None else "", 0.0)
+            reason, retry_after = type(error).__name__, getattr(error, "retry_after", None) or 0.0
+        cell.early_from = _next_try(held.token, self._leeway, retry_after)
+        self._decided(f"{reason} before expiry: the token held goes on")
 
     def _resolve(self) -> Credentials:
         """Ask for the client's secret, and take the cell that it leads to; what a callable raises comes through.

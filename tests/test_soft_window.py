@@ -38,14 +38,16 @@ def test_whoever_renews_early_uses_the_new_token(session: FinapiSession, sandbox
     assert (sandbox.count(CALLS), sandbox.count(ECHO)) == (2, 2)
 
 
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("reading", range(1, 9))
 def test_whoever_comes_late_to_the_soft_window_does_not_renew_again(
-    reading: int, session: FinapiSession, sandbox: Sandbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    reading: int, fails: bool, session: FinapiSession, sandbox: Sandbox, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At whichever reading of its clock a thread is held up while another one renews: there is one token call."""
+    """At whichever reading of its clock a thread is held up while another one renews, or fails: one token call."""
     sandbox.sticky = False
     warm(session)
     clock.before_expiry(session)
+    sandbox.answer_next(503, path=CALLS, times=99 if fails else 0)
     now, slow, readings = time.time, threading.get_ident(), iter(range(1, 1000))
 
     def held_up() -> float:

@@ -103,6 +103,7 @@ def sessions(token: Token) -> Iterator[FinapiSession]:
         yield FinapiSession("id", "secret", environment=environment, timeout=(3.05, 60), retries=Retry(total=2))
     yield FinapiSession("id", "secret", username="alice", token=token, store=FileStore(), revoke_on_close=True)
     yield FinapiSession("id", "secret", username="alice", token={"access_token": "t", "expires_in": 60}, leeway=5)
+    yield FinapiSession("id", "secret", renew_in_background=True)
     yield FinapiSession("id", "secret", request_id="mine", retries=0, raise_api_errors=True, on_event=count, timeout=5)
     yield FinapiSession("id", "secret", request_id=lambda: "mine", timeout=None, store=DictStore(), on_event=print)
     yield FinapiSession.from_env(environment=LIVE, store=MemoryStore(lock_timeout=1))
