@@ -98,11 +98,16 @@ class TokenSource:
         fresh = self.fresh()
         if fresh is not None:
             return fresh
-        held = self._look()
+        held, token = self._look(), None
+        if held is None:
+            token = self._in_turn(patient=patient)
+            held = self._look()  # what was found in the store may be due soon
         if held is not None and time.time() >= held.fresh_until:
             self._renew_early(held)
-            held = self._look()
-        token = self._in_turn(patient=patient) if held is None else held.token
+            held, token = self._look(), None
+        if held is not None:
+            return held.token
+        token = token or self._in_turn(patient=patient)
         assert token is not None
         return token
 

@@ -128,6 +128,18 @@ def test_two_sessions_of_one_user(sandbox: Sandbox, clock: Clock) -> None:
         assert grants(sandbox) == ["password", "refresh_token"]
 
 
+def test_sessions_that_live_for_one_call(sandbox: Sandbox, clock: Clock) -> None:
+    """A user's session made for each call, as in a web framework, renews before expiry too, once, and none waits."""
+    sandbox.kill_on_refresh = False
+    with sandbox.session(renew_in_background=True, revoke_on_close=False) as client:
+        near_expiry(client.user("alice", "her-password"), sandbox, clock)
+        results, seconds = herd(8, lambda: client.user("alice", "her-password").get(ECHO))
+        assert statuses(results) == {200} and max(seconds) < LATENCY * 0.9
+        landed()
+        warm(client.user("alice", "her-password"))
+        assert grants(sandbox) == ["password", "refresh_token"]
+
+
 def test_coroutines_do_not_wait_either(alice: FinapiSession, sandbox: Sandbox, clock: Clock) -> None:
     """50 calls of httpx in the soft window go out at once, and their loop's end does not wait for the renewal."""
     near_expiry(alice, sandbox, clock)

@@ -73,6 +73,16 @@ def test_short_lives(lifetime: float, session: FinapiSession, sandbox: Sandbox, 
     assert sandbox.count(CALLS) == 2
 
 
+def test_a_session_made_for_one_call_renews_early(sandbox: Sandbox, clock: Clock) -> None:
+    """What it finds in the store may be in its soft window, and is renewed there, not by all at expiry."""
+    store = MemoryStore()
+    warm(sandbox.session("alice", store=store))
+    clock.before_expiry(sandbox.session("alice", store=store))
+    for _ in range(3):
+        warm(sandbox.session(store=store).user("alice", "her-password"))
+    assert grants(sandbox) == ["password", "refresh_token"]
+
+
 # --- what fails before expiry is not noticed ----------------------------------------------------------------------
 
 
