@@ -105,9 +105,9 @@ class Grant:
             self.sticky,
         )
 
-    def fresh_until(self, leeway: float) -> float:
-        """Return the epoch second until which nobody need look for another token."""
-        return self.token.renew_at(0.0 if self.sticky else leeway)
+    def fresh_until(self, leeway: float, late: float = 0.0) -> float:
+        """Return the epoch second until which nobody need look for another token, see :meth:`Token.renew_at`."""
+        return self.token.renew_at(0.0 if self.sticky else leeway, late)
 
     def belongs_to(self, fingerprint: str) -> bool:
         """Tell whether whoever has the password of *fingerprint* may use it; without one, whatever is there."""

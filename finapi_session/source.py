@@ -37,6 +37,10 @@ from .knowledge import Grant, Knowledge
 from .renewal import Flow, Want
 from .tokens import Bearer, Token
 
+# The part of the soft window that this process lets pass: a sticky client token ends in the same second for every host,
+# and they need not all ask for the next one in the same second, too.
+_LATE = random.uniform(0.0, 0.1)
+
 
 class _Held(NamedTuple):
     """The token in use, and until when (epoch seconds) nobody need think about it while no more is *known*."""
@@ -164,7 +168,7 @@ class TokenSource:
         return self._hold(cell, grant)
 
     def _hold(self, cell: Cell, grant: Grant) -> _Held:
-        fresh_until = grant.fresh_until(self._leeway)
+        fresh_until = grant.fresh_until(self._leeway, _LATE)
         if cell.lags or fresh_until <= time.time():
             fresh_until = min(cell.early_from, fresh_until) if cell.lags else cell.early_from
         expires_at = math.inf if grant.token.expires_at is None else grant.token.expires_at
@@ -314,7 +318,7 @@ def _repeated(error: Exception) -> tuple[str, str | None]:
 
 def _next_try(token: Token, leeway: float, retry_after: float) -> float:
     """Return when to try again in the soft window: waiting as long as it has lasted, some six times in all."""
-    opened, closes, now = token.renew_at(leeway), token.expires_at, time.time()
+    opened, closes, now = token.renew_at(leeway, _LATE), token.expires_at, time.time()
     if closes is None or now < opened:  # it was for the store, which lacks something
         return now + LOOK_AGAIN
     wait = max(now - opened, (closes - opened) / 30) * random.uniform(1.0, 1.25)

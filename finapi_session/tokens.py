@@ -100,14 +100,15 @@ class Token:
             return math.inf
         return max(self.expires_at - self.issued_at, 0.0)
 
-    def renew_at(self, leeway: float) -> float:
+    def renew_at(self, leeway: float, late: float = 0.0) -> float:
         """Return the epoch second from which to look for a new token: *leeway* seconds before expiry.
 
-        A short-lived token keeps half of its life; one that never expires is never looked after.
+        A short-lived token keeps half of its life; one that never expires is never looked after. *late* is the part of
+        the time before expiry, from 0 to 1, by which it is later.
         """
         if self.expires_at is None:
             return math.inf
-        return self.expires_at - min(leeway, self.lifetime / 2)
+        return self.expires_at - min(leeway, self.lifetime / 2) * (1 - late)
 
     def expired(self, now: float) -> bool:
         """Tell whether the token is past its expiry at *now* (epoch seconds)."""

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """The wall clock of this process."""
+    """The wall clock of this process, on which soft windows open without a delay by chance."""
 
     def __init__(self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("finapi_session.source._LATE", 0.0)
         real = time.time
         self._sandbox = sandbox
         self.ahead = 0.0

@@ -494,7 +494,7 @@ def test_the_end_of_the_program_waits(ending: str, sandbox: Sandbox, tmp_path: P
     sandbox.rotate_refresh_tokens, sandbox.kill_on_refresh, sandbox.sticky, sandbox.lifetime = True, False, False, 6
     store = FileStore(tmp_path / "tokens")
     sandbox.session("alice", store=store, revoke_on_close=False).fetch_token()
-    time.sleep(3.1)
+    time.sleep(3.5)
     sandbox.latency = {CALLS: LATENCY}
     code = "\n".join((_PATCHES.get(ending, ""), _PROGRAM, _ENDINGS[ending]))
     command = [sys.executable, "-W", "error", "-c", code, sandbox.base_url, sandbox.ca_bundle, str(tmp_path / "tokens")]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from finapi_session import MemoryStore
@@ -26,6 +29,26 @@ def test_a_sticky_server_is_asked_once_in_the_soft_window(sandbox: Sandbox, cloc
     assert sandbox.count(CALLS) == 2
     assert sandbox.session(store=store).fetch_token() == token
     assert sandbox.count(CALLS) == 2
+
+
+def test_hosts_do_not_all_ask_when_the_window_opens() -> None:
+    """Each process lets a part of its own of the soft window pass, at most a tenth of it."""
+    code = "from finapi_session import source; print(source._LATE)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    parts = {float(run.stdout) for run in runs}
+    assert len(parts) == 3 and all(0 <= part <= 0.1 for part in parts)
+
+
+def test_a_part_of_the_soft_window_passes(sandbox: Sandbox, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is late by a tenth asks 54 s before expiry, and not before; a failure is tried again after 2 s."""
+    monkeypatch.setattr("finapi_session.source._LATE", 0.1)
+    session = sandbox.session()
+    for left, calls in ((55, 1), (54.1, 1), (53.9, 2), (53.0, 2), (50.5, 3)):
+        if calls > 1:
+            sandbox.answer_next(503, path=CALLS, times=1 if left != 53.0 else 0)
+        clock.before_expiry(session, left=left)
+        warm(session)
+        assert sandbox.count(CALLS) == calls
 
 
 def test_a_sticky_servers_last_second(sandbox: Sandbox, clock: Clock) -> None:

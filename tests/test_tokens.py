@@ -36,6 +36,17 @@ def test_boundaries_of_renewal(lifetime: float, leeway: float, expected: float) 
     assert token.expired(NOW + lifetime)
 
 
+@pytest.mark.parametrize(
+    ("lifetime", "leeway", "late", "expected"),
+    [(3600, 60, 0.1, 3546), (3600, 0, 0.1, 3600), (3600, 4000, 0.1, 1980), (60, 60, 0.05, 31.5), (3600, 60, 1, 3600)],
+)
+def test_boundaries_of_a_late_renewal(lifetime: float, leeway: float, late: float, expected: float) -> None:
+    """A part of the soft window may pass first: of the window as it is, cut to half of a short life too."""
+    token = Token("t", expires_at=NOW + lifetime, issued_at=NOW)
+    assert token.renew_at(leeway, late) - NOW == pytest.approx(expected)
+    assert Token("t").renew_at(leeway, late) == math.inf
+
+
 def test_never_expires() -> None:
     """Without an expiry a token is neither renewed early nor ever expired."""
     token = Token("t")

@@ -158,5 +158,6 @@ class World:
             mock.patch.object(time, "time", self.wall),
             mock.patch.object(time, "monotonic", lambda: 1000.0 + self.now),
             mock.patch.object(time, "sleep", self.sleep),
+            mock.patch("finapi_session.source._LATE", 0.0),
         ):
             yield
