@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from .bench import rows
-from .bench.peers import Ours, RequestsOauthlib
+from .bench.outage import OursFromHalf, minutes_survived
+from .bench.peers import Ours, OursInBackground, RequestsOauthlib
 from .bench.servers import Remote, serving
 
 _TRIES = 5
@@ -78,6 +79,18 @@ def test_only_one_waits_in_the_soft_window(remote: Remote) -> None:
     """While one thread renews before expiry, the others go on with the current token."""
     traffic = rows.around_a_renewal(Ours, remote, seconds=1.5)
     assert (traffic.waited, traffic.token_calls, traffic.failed) == (1, 1, 0)
+
+
+def test_nobody_waits_in_background(remote: Remote) -> None:
+    """While a thread of its own renews before expiry, no call takes half of a renewal."""
+    traffic = rows.around_a_renewal(OursInBackground, remote, seconds=1.5)
+    assert (traffic.waited, traffic.token_calls, traffic.failed) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("peer, minutes", [(Ours, 0.9), (OursInBackground, 0.9), (OursFromHalf, 27)])
+def test_an_outage_is_survived_for_the_soft_window(peer: type[Ours], minutes: float) -> None:
+    """An endpoint that fails as the first renewal is due costs no call for the leeway, save a tenth by chance."""
+    assert minutes - 5 / 60 <= minutes_survived(peer) <= peer.leeway / 60
 
 
 def test_a_sticky_server_is_asked_once(remote: Remote) -> None:

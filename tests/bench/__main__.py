@@ -12,7 +12,18 @@ from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 
-from .peers import PEERS, Authlib, GoogleAuth, GoogleAuthInBackground, Least, Ours, Peer, Plain, RequestsOauthlib
+from .peers import (
+    PEERS,
+    Authlib,
+    GoogleAuth,
+    GoogleAuthInBackground,
+    Least,
+    Ours,
+    OursInBackground,
+    Peer,
+    Plain,
+    RequestsOauthlib,
+)
 from .picture import draw
 from .rows import Peers, Row, all_rows, around_a_renewal
 from .servers import serving
@@ -36,7 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{time.monotonic() - started:4.0f} s  {row.title}", file=sys.stderr)
             rows.append(row)
         if options.svg:
-            shown = [peer for peer in (Ours, Authlib, GoogleAuth, GoogleAuthInBackground) if peer.available()]
+            shown = [
+                peer
+                for peer in (OursInBackground, Ours, Authlib, GoogleAuth, GoogleAuthInBackground)
+                if peer.available()
+            ]
             options.svg.write_text(draw({p.name: around_a_renewal(p, remote) for p in shown}), encoding="utf-8")
     ending = _ending(peers, options.quick)
     brief = _rst([row for row in rows if row.brief], [peer for peer in peers if peer in _SHORT], ending)

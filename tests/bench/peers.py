@@ -70,13 +70,14 @@ class Ours(Peer):
     name, distribution = "finapi_session", "finapi-session"
     imports = "from finapi_session import FinapiSession"
     early = heals = stores = True
+    leeway, in_background = 60.0, False
 
     def __init__(self, place: Place, token: _Token | None = None, store: Any = None) -> None:
         from finapi_session import Environment, FinapiSession
 
         environment = Environment(place.origin)
-        session = FinapiSession(ID, SECRET, environment=environment, token=token, store=store, revoke_on_close=False)
-        self.session = place.fit(session)
+        how = {"leeway": self.leeway, "renew_in_background": self.in_background, "revoke_on_close": False}
+        self.session = place.fit(FinapiSession(ID, SECRET, environment=environment, token=token, store=store, **how))
 
     def user(self, number: int) -> object:
         """Return a session on the same connections."""
@@ -86,6 +87,12 @@ class Ours(Peer):
     def version(cls) -> str:
         """Return its name and version; it may run from its source."""
         return f"{cls.distribution} {import_module('finapi_session').__version__}"
+
+
+class OursInBackground(Ours):
+    """The same with its option: what is about to expire is renewed in a thread."""
+
+    name, in_background = "finapi_session, in background", True
 
 
 class Plain(Peer):
@@ -245,6 +252,62 @@ class GoogleAuthInBackground(GoogleAuth):
     def __init__(self, place: Place, token: _Token | None = None) -> None:
         super().__init__(place, token)
         self._credentials.with_non_blocking_refresh()
+
+
+class Botocore(Peer):
+    """botocore's ``RefreshableCredentials``, which ask a callback for what it keeps as the token."""
+
+    name, distribution = "botocore", "botocore"
+    imports = "from botocore.credentials import RefreshableCredentials"
+    early = True
+
+    def __init__(self, place: Place, token: _Token | None = None) -> None:
+        from botocore.credentials import RefreshableCredentials
+
+        self.session, self._url = place.fit(requests.Session()), place.token_url
+        kept = self._ask() if token is None else _metadata(token)
+        self._credentials = RefreshableCredentials.create_from_metadata(kept, self._ask, "bench")
+
+    def _ask(self) -> dict[str, str]:
+        form = {"grant_type": "client_credentials", "client_id": ID, "client_secret": SECRET}
+        answer = self.session.post(self._url, data=form)
+        answer.raise_for_status()
+        given = answer.json()
+        return _metadata(given | {"expires_at": time.time() + given["expires_in"]})
+
+    def get(self, url: str) -> requests.Response:
+        """Make one API call with the token that the credentials hold."""
+        token = self._credentials.get_frozen_credentials().token
+        response: requests.Response = self.session.get(url, headers={"Authorization": f"Bearer {token}"})
+        return response
+
+
+def _metadata(token: _Token) -> dict[str, str]:
+    expiry = _aware(token["expires_at"]).isoformat()
+    return {"access_key": "-", "secret_key": "-", "token": token["access_token"], "expiry_time": expiry}
+
+
+class Databricks(Peer):
+    """databricks-sdk's ``ClientCredentials``, with the asynchronous refresh that its own clients use."""
+
+    name, distribution = "databricks-sdk", "databricks-sdk"
+    imports = "from databricks.sdk.oauth import ClientCredentials"
+    early = True
+
+    def __init__(self, place: Place, token: _Token | None = None) -> None:
+        from databricks.sdk.oauth import ClientCredentials, Token
+
+        self.session = place.fit(requests.Session())
+        self._source = ClientCredentials(ID, SECRET, place.token_url, use_params=True, disable_async=False)
+        if token is not None:
+            expiry = datetime.now() + timedelta(seconds=token["expires_at"] - time.time())
+            self._source._update_token(Token(token["access_token"], token["token_type"], expiry=expiry))
+
+    def get(self, url: str) -> requests.Response:
+        """Make one API call with the token that the source gives."""
+        token = self._source.token().access_token
+        response: requests.Response = self.session.get(url, headers={"Authorization": f"Bearer {token}"})
+        return response
 
 
 class Msal(Peer):

@@ -22,7 +22,16 @@ from statistics import median, quantiles
 from typing import Any
 from unittest import mock
 
-from .peers import GoogleAuth, GoogleAuthInBackground, Least, Ours, Peer, Plain, RequestsOauthlib
+from .peers import (
+    GoogleAuth,
+    GoogleAuthInBackground,
+    Least,
+    Ours,
+    OursInBackground,
+    Peer,
+    Plain,
+    RequestsOauthlib,
+)
 from .servers import Offline, Place, Remote
 
 PATH = "/api/v2/banks"
@@ -583,27 +592,56 @@ def _herd_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
 def _leeway_rows(peers: Peers, remote: Remote) -> Iterator[Row]:
     early = [peer for peer in peers if peer.early]
     early += [GoogleAuthInBackground] if GoogleAuth in early else []
+    early += [OursInBackground]
     late = "10 s before expiry; requests and requests-oauthlib never renew early: they fail, or wait, at expiry"
     renewals = {peer.name: around_a_renewal(peer, remote) for peer in early}
     yield Row(
         "renewal of 1 s before expiry: slowest call / calls that waited / token calls",
-        {name: f"{_time(t.slowest)} / {t.waited} / {t.token_calls}" for name, t in renewals.items()},
-        f"8 threads for 2.5 s, {late}; google-auth by default, and with its non-blocking refresh",
+        _beside({name: f"{_time(t.slowest)} / {t.waited} / {t.token_calls}" for name, t in renewals.items()}),
+        f"8 threads for 2.5 s, {late}; ours by default and in background, google-auth's non-blocking refresh as well",
         brief=True,
     )
+    yield from _outage_rows(peers)
     sticky = {peer.name: inside_the_leeway(peer, remote, failing=False) for peer in early}
     yield Row(
         "10 calls near expiry, sticky server: token calls",
-        {n: str(c) for n, (c, _, _) in sticky.items()},
+        _beside({n: str(c) for n, (c, _, _) in sticky.items()}),
         late,
     )
     failing = {peer.name: inside_the_leeway(peer, remote, failing=True) for peer in early}
     yield Row(
         "10 calls near expiry, token endpoint 503: failed / in all",
-        {name: f"{failed} / {_time(seconds)}" for name, (_, failed, seconds) in failing.items()},
+        _beside({name: f"{failed} / {_time(seconds)}" for name, (_, failed, seconds) in failing.items()}),
         late,
         brief=True,
     )
+
+
+def _outage_rows(peers: Peers) -> Iterator[Row]:
+    if importlib.util.find_spec("freezegun") is None:
+        return
+    from .outage import OTHERS, OursFromHalf, minutes_survived
+
+    shown = [peer for peer in peers if peer.early]
+    shown += [GoogleAuthInBackground] if GoogleAuth in shown else []
+    cells = {peer.name: f"{minutes_survived(peer):.1f}" for peer in (*shown, OursFromHalf)}
+    others = [f"{peer.version()} {minutes_survived(peer):.1f}" for peer in OTHERS if peer.available()]
+    yield Row(
+        "minutes of outage without a failed call, at the worst moment",
+        _beside(cells),
+        "of the token endpoint, a 503 from the moment in which a client first asks for the next token, which lives for "
+        "an hour; a call every 5 s" + "".join(f"; {other}" for other in others),
+        brief=True,
+    )
+
+
+def _beside(cells: Mapping[str, str]) -> dict[str, str]:
+    """Put what a client does with an option, named after a comma, into its cell."""
+    merged: dict[str, str] = {}
+    for name, cell in cells.items():
+        client, _, option = name.partition(", ")
+        merged[client] = f"{merged[client]}; {option}: {cell}" if option else cell
+    return merged
 
 
 def _user_rows(peers: Peers, quick: bool) -> Iterator[Row]:
