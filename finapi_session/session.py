@@ -355,7 +355,7 @@ class FinapiSession(requests.Session):
         source.revoke(bearer, patient=patient, within=within)
 
     def _give_back(self) -> None:
-        """Revoke what is to be revoked on close, wait for renewals in the background, let the store have what it lacks."""
+        """Revoke what is to be revoked on close, wait for what renews, and let the store have what it lacks."""
         closing = Closing(lambda source, seconds: self._revoke(source, patient=False, within=seconds), self._journal)
         sources = self._to_revoke()
         # Without the client's token no user's can be revoked.
