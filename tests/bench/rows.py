@@ -625,7 +625,7 @@ def _outage_rows(peers: Peers) -> Iterator[Row]:
     shown = [peer for peer in peers if peer.early]
     shown += [GoogleAuthInBackground] if GoogleAuth in shown else []
     cells = {peer.name: f"{minutes_survived(peer):.1f}" for peer in (*shown, OursFromHalf)}
-    others = [f"{peer.version()} {minutes_survived(peer):.1f}" for peer in OTHERS if peer.available()]
+    others = [f"{peer.version()}: {minutes_survived(peer):.1f}" for peer in OTHERS if peer.available()]
     yield Row(
         "minutes of outage without a failed call, at the worst moment",
         _beside(cells),
