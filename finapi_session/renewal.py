@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 
 A token is *fresh* from the moment it is obtained; nobody thinks about it. Shortly before it expires its *soft window*
-opens: it is still good, but one thread at a time looks for its successor while the others go on. Once it has *expired*,
-or the API has *rejected* it with a 401, nobody can go on without another one.
+opens: it is still good, but one thread at a time looks for its successor while the others go on; it may be a thread
+made for that. Once it has *expired*, or the API has *rejected* it with a 401, nobody can go on without another one.
 
 A thread that needs one first looks at what is known, here and in the store: a sibling (another thread, process or
 host with the same credentials) may have been quicker. If none was, it takes the lock, which lets one at a time
