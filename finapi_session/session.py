@@ -74,6 +74,7 @@ class Overrides(TypedDict, total=False):
     store: TokenStore | str | None
     token: Token | Mapping[str, Any] | None
     leeway: float
+    renew_in_background: bool
     revoke_on_close: bool | None
     timeout: Timeout
     request_id: str | Callable[[], str]
