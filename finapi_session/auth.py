@@ -39,13 +39,13 @@ class BearerAuth(AuthBase):
         """Put the token on *request*, if it goes to a trusted origin."""
         if request.body is not None and request._body_position is None and hasattr(request.body, "tell"):
             request._body_position = cast(Any, request.body).tell()  # requests asks only what it streams
-        if bearer_auth_of(request) is not self:
-            # Before the caller's hooks, so that those see the final answer only; in place of another auth's,
-            # which would heal with the token of somebody else.
-            hooks = [hook for hook in request.hooks["response"] if not isinstance(hook, _Healing)]
-            request.hooks = {**request.hooks, "response": [_Healing(self), *hooks]}
-        if self.trusts(request.url):
-            request.headers["Authorization"] = self._source.token().authorization
+        sent = self._source.token().authorization if self.trusts(request.url) else None
+        if sent is not None:
+            request.headers["Authorization"] = sent
+        # Before the caller's hooks, so that those see the final answer only; in place of an earlier one, which would
+        # heal with another token, or that of somebody else.
+        hooks = [hook for hook in request.hooks["response"] if not isinstance(hook, _Healing)]
+        request.hooks = {**request.hooks, "response": [_Healing(self, sent), *hooks]}
         return request
 
     def trusts(self, url: str | None) -> bool:
@@ -57,11 +57,11 @@ class BearerAuth(AuthBase):
         request.headers.pop("Authorization", None)
         self(request)
 
-    def heal(self, response: requests.Response, **kwargs: Any) -> requests.Response:
-        """Return *response*, or the answer to the same request with another token if this one was rejected."""
+    def heal(self, response: requests.Response, sent: Bearer, **kwargs: Any) -> requests.Response:
+        """Return *response*, or the answer to the same request with another token if the one *sent* was rejected."""
         request = response.request
-        sent = request.headers.get("Authorization")
-        if not isinstance(sent, Bearer):
+        # By its value: a recorder that plays an answer again has a request of its own making.
+        if request.headers.get("Authorization") != sent:
             return response
         calls.answered(self._source.identity, request, response, response.elapsed)
         if response.status_code != 401:
@@ -101,18 +101,20 @@ class BearerAuth(AuthBase):
 
 
 class _Healing:
-    """The response hook of *auth*. Pickled with an answer, it leaves session and secrets behind."""
+    """The response hook of *auth*, and what it *sent*. Pickled with an answer, it leaves session and secrets behind."""
 
-    __slots__ = ("auth",)
+    __slots__ = ("auth", "sent")
 
-    def __init__(self, auth: BearerAuth | None) -> None:
-        self.auth = auth
+    def __init__(self, auth: BearerAuth | None, sent: Bearer | None) -> None:
+        self.auth, self.sent = auth, sent
 
     def __call__(self, response: requests.Response, **kwargs: Any) -> requests.Response:
-        return response if self.auth is None else self.auth.heal(response, **kwargs)
+        if self.auth is None or self.sent is None:
+            return response
+        return self.auth.heal(response, self.sent, **kwargs)
 
-    def __reduce__(self) -> tuple[type[_Healing], tuple[None]]:
-        return _Healing, (None,)
+    def __reduce__(self) -> tuple[type[_Healing], tuple[None, None]]:
+        return _Healing, (None, None)
 
     def __deepcopy__(self, _memo: object) -> _Healing:
         return self

@@ -18,7 +18,7 @@ def test_a_program_that_lacks_a_job_is_found(monkeypatch: pytest.MonkeyPatch) ->
     """The jobs can fail: without its own way with 401s, a program is told from one that does them."""
     from finapi_session import BearerAuth
 
-    monkeypatch.setattr(BearerAuth, "heal", lambda auth, response, **options: response, raising=True)
+    monkeypatch.setattr(BearerAuth, "heal", lambda auth, response, sent, **options: response, raising=True)
     with pytest.raises(AssertionError):
         lines.run("ours")
 

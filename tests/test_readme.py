@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -175,6 +176,13 @@ def run(finapi: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run
     return run_section
 
 
+@pytest.fixture
+def as_alice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``from_env()`` make her session."""
+    monkeypatch.setenv("FINAPI_USERNAME", "alice")
+    monkeypatch.setenv("FINAPI_PASSWORD", "her-password")
+
+
 def variables(finapi: Sandbox) -> dict[str, str]:
     """Return what a reader has set."""
     return {
@@ -305,6 +313,49 @@ def test_caches(run: Run) -> None:
     ]
     keys = [key_with_user(call, match_headers=True) for call in calls]
     assert keys[0] == keys[1] != keys[2] and "one" not in keys[0]
+
+
+def test_vcrpy(run: Run, finapi: Sandbox, as_alice: None, tmp_path: Path) -> None:
+    """What is recorded as the page says plays without a call, a healed 401 too, and no cassette holds a secret."""
+    pytest.importorskip("vcr")
+    recorder = run("howto/cassettes", "vcrpy")["recorder"]
+    check_cassettes(finapi, tmp_path, lambda _: recorder.use_cassette("healed.yaml"))
+
+
+# betamax uses what today's Pythons warn of.
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+def test_betamax(run: Run, finapi: Sandbox, as_alice: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is recorded as the page says plays without a call, a healed 401 too, and no cassette holds a secret."""
+    betamax = pytest.importorskip("betamax")
+    monkeypatch.setattr(betamax.cassette.Cassette, "hooks", {"before_record": [], "before_playback": []})
+    run("howto/cassettes", "betamax")
+    check_cassettes(
+        finapi, tmp_path, lambda session: betamax.Betamax(session, cassette_library_dir=".").use_cassette("healed")
+    )
+
+
+def check_cassettes(
+    finapi: Sandbox, folder: Path, recorder: Callable[[FinapiSession], AbstractContextManager[object]]
+) -> None:
+    """Record a call and a healed one, play them without finAPI, and look for secrets in all cassettes of *folder*."""
+    secrets = {"her-password", finapi.client_secret}
+    answers, sent = [], []
+    for _ in ("recorded", "played"):
+        session = FinapiSession.from_env()
+        session.headers["Accept-Encoding"] = "identity"
+        with recorder(session), session:
+            for _ in range(2):
+                answer = session.get("/api/v2/accounts")
+                answers.append((answer.json(), [kept.status_code for kept in answer.history]))
+                token = session.fetch_token()
+                secrets |= {token.access_token, str(token.refresh_token)} if not sent else set()
+                finapi.revoke_tokens()
+        sent.append(len(finapi.calls))
+    assert answers[:2] == answers[2:] and [history for _, history in answers[:2]] == [[], [401]]
+    assert sent[0] == sent[1]
+    texts = [path.read_text(encoding="utf-8") for path in folder.iterdir()]
+    assert len(texts) == 2 and all("/oauth/token" in text and "/oauth/revoke" in text for text in texts)
+    assert [secret for secret in secrets if any(secret in text for text in texts)] == []
 
 
 def test_the_store_of_ones_own() -> None:
