@@ -27,11 +27,12 @@ from .closing import Closing
 from .endpoint import RENEWAL_SECONDS, RETRIES, Timeout, TokenEndpoint
 from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
-from .events import Journal, Listener
+from .events import Journal, Listener, log
 from .fallback import Fallback
 from .flight import InBackground
 from .identity import Identity, Secret
 from .paging import answers
+from .pools import leave_to_parent
 from .settings import checked_verify, merged
 from .source import TokenSource
 from .stores.memory import MemoryStore
@@ -517,14 +518,12 @@ def _tell_break(request: requests.PreparedRequest, error: requests.RequestExcept
 
 # By id: a subclass may have no hash.
 _roots: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
-_parents_pools: list[object] = []
 
 
 def _renew_in_child() -> None:
-    """Give a forked child connections and locks of its own.
+    """Give a forked child connections and locks of its own, as those of other threads are held for ever.
 
-    Two processes on one TLS connection garble it, and a lock that another thread of the parent held would be held
-    for ever. The parent's pools are kept, untouched: to close them would take such locks.
+    Each adapter by itself, as one of the caller's may refuse.
     """
     for session in list(_roots.values()):
         for jar in (session.cookies, *(user.cookies for user in session._users.values())):
@@ -532,19 +531,11 @@ def _renew_in_child() -> None:
                 vars(jar)["_cookies_lock"] = threading.RLock()
         for adapter in session.adapters.values():
             if isinstance(adapter, HTTPAdapter):
-                _parents_pools.append((adapter.poolmanager, adapter.proxy_manager))
-                adapter.poolmanager = _without_connections(adapter.poolmanager)
-                proxies = {url: _without_connections(manager) for url, manager in adapter.proxy_manager.items()}
-                adapter.proxy_manager = proxies
-
-
-def _without_connections(manager: Any) -> Any:
-    """Return a copy of a pool *manager* with all that it was made with, such as a pinned certificate."""
-    if not hasattr(manager, "pools"):
-        return manager  # an adapter's own: it may have no connections
-    fresh = copy.copy(manager)
-    fresh.pools = type(manager.pools)(manager.pools._maxsize)
-    return fresh
+                try:
+                    leave_to_parent(adapter)
+                except Exception as error:
+                    names = type(adapter).__name__, type(error).__name__
+                    log.warning("%s keeps its parent's connections in a forked child (%s)", *names)
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - it is not there on Windows

@@ -7,7 +7,6 @@ its frames behind, so that no error tracker shows them.
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import time
@@ -30,6 +29,7 @@ from urllib3.util import Retry, Timeout
 from .answer import UnreadableAnswerError, read_body
 from .errors import chain, raised_by_signal_handler, without_frames
 from .identity import Credentials
+from .pools import drop_connections, has_connections
 from .settings import checked_verify
 from .tokens import Token
 
@@ -115,14 +115,13 @@ class Transport(OAuth2Session):  # type: ignore[misc]
         adapter = self._host.get_adapter(url)
         if not isinstance(adapter, HTTPAdapter):
             return adapter
-        alone = self._alone and _has_connections(adapter)
+        alone = self._alone and has_connections(adapter)
         if not alone and not _tries_again(adapter.max_retries):
             return adapter
         twin = object.__new__(type(adapter))
         twin.__dict__.update(adapter.__dict__, max_retries=Retry(0, read=False))
         if alone:
-            twin.poolmanager = _without_connections(twin.poolmanager)
-            twin.proxy_manager = {proxy: _without_connections(pools) for proxy, pools in twin.proxy_manager.items()}
+            drop_connections(twin, 1)
             self._own_adapter = twin
         return twin
 
@@ -207,19 +206,6 @@ def _user_agent(host: requests.Session) -> dict[str, str]:
 def _tries_again(retries: Retry | int | bool) -> bool:
     """Tell whether an adapter with *retries* (it may be a plain number) tries again, or makes an error of a status."""
     return not isinstance(retries, Retry) or retries.total != 0 or bool(retries.status_forcelist)
-
-
-def _has_connections(adapter: HTTPAdapter) -> bool:
-    """Tell whether *adapter* may have connections of earlier calls; one of another make is not looked into."""
-    pools = getattr(getattr(adapter, "poolmanager", None), "pools", None)
-    return pools is not None and (len(pools) > 0 or bool(adapter.proxy_manager))
-
-
-def _without_connections(manager: Any) -> Any:
-    """Return a copy of a pool *manager* with all that it was made with, such as a pinned certificate."""
-    fresh = copy.copy(manager)
-    fresh.pools = type(manager.pools)(1)
-    return fresh
 
 
 _within_a_call: ContextVar[bool] = ContextVar("finapi_session_token_call", default=False)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager
 
 from finapi_session import FileStore, FinapiSession, MemoryStore, TokenEndpointError, TokenStore
 from finapi_session.flight import Flight, Ticket
@@ -336,3 +337,36 @@ class Odd(HTTPAdapter):
     def init_poolmanager(self, *_: object, **__: object) -> None:
         """Have another one."""
         self.poolmanager = threading.Event()  # type: ignore[assignment]
+
+
+def test_an_adapter_that_cannot_be_renewed_stops_no_other(
+    sessions: list[FinapiSession], tmp_path: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a child the other adapters, and other sessions, have connections of their own; a warning names the one."""
+    sessions[0].mount("https://elsewhere.example", Stubborn())
+    connections = sandbox.connections
+
+    def warned() -> Worked:
+        texts = {record.getMessage() for record in caplog.records}
+        worked = echoes(sessions, 5)
+        told = texts == {"Stubborn keeps its parent's connections in a forked child (TypeError)"}
+        return worked if told else Worked([*worked.wrong, *texts, "not told"], 0.0)
+
+    worked = in_children(warned, tmp_path)
+    assert [wrong for wrong, _ in worked] == [[]] * CHILDREN
+    assert sandbox.connections == connections + CHILDREN and echoes(sessions, 5).wrong == []
+
+
+class Stubborn(HTTPAdapter):
+    """An adapter whose pools cannot be copied."""
+
+    def init_poolmanager(self, *_: object, **__: object) -> None:
+        """Have such pools."""
+        self.poolmanager = Uncopied()
+
+
+class Uncopied(PoolManager):
+    """Pools that refuse to be copied."""
+
+    def __copy__(self) -> Uncopied:
+        raise TypeError("not to be copied")
