@@ -1,1 +1,1 @@
-"""An OAuth server nobody here wrote (django-oauth-toolkit), and what the session does with it."""
+"""OAuth servers nobody here wrote (django-oauth-toolkit, Authlib), and what the session does with them."""
