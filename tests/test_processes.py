@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.fernet import Fernet
 
+from .outages import Case, file_place, outage
 from .stores import places
 from .worker import Program
 
@@ -208,3 +209,18 @@ def test_a_hung_holder_of_the_lock(
     assert herd(programs) == {"200": 3 * THREADS}
     # Without the lock each may ask for itself; a user's refresh token that the hung one spent costs one more.
     assert sandbox.count(CALLS) - before <= 1 + 2 * len(others)
+
+
+def test_an_outage_of_the_store_within_the_soft_window_costs_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Processes on rotating refresh tokens renew once, when the store is back; ``tests.outages`` has all stores."""
+    row = outage(sandbox, file_place(tmp_path), Case("file", "soft window", False, lifetime=6, down=1, after=2))
+    assert (row.failed, row.lost, row.asked) == (0, False, {"refresh_token": 1}), row
+
+
+def test_an_outage_of_the_store_across_expiry_costs_a_password_call_for_each_process(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    """Where reuse of a refresh token ends a login, each process finds its way back by password, once; none is lost."""
+    row = outage(sandbox, file_place(tmp_path), Case("file", "expiry", True, lifetime=4, down=3, after=1))
+    assert not row.lost and row.ends == {"200": 4}, row
+    assert 1 <= row.asked["password"] <= 5 and row.failed <= 8, row

