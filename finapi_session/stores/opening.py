@@ -26,8 +26,8 @@ def open_store(text: str) -> TokenStore:
     - ``redis://...``, ``rediss://...``, ``unix://...``: a ``RedisStore``, on a client that waits 2 seconds to connect
       and for an answer, and does not try again, unless the URL says otherwise
     - any URL of SQLAlchemy, such as ``postgresql+psycopg://...``: an ``SQLStore``, on an engine that waits 5 seconds
-      to connect (and, where the driver can, for an answer), unless the URL says otherwise; a SQLite file is made
-      at once, as its owner's alone
+      to connect, unless the URL says otherwise, and, with psycopg and where the driver can, for an answer; a SQLite
+      file is made at once, as its owner's alone
 
     Raises ``TypeError`` for what is no text, ``ValueError`` that lists what is possible for any other text,
     ``ValueError`` for a keyring that keeps plain text, ``ImportError`` for an extra or a driver that is not
@@ -115,6 +115,10 @@ def _sql_store(url: str) -> TokenStore | str:
         store = SQLStore(engine)
     except (TypeError, ValueError) as error:
         return str(error)
+    if address.get_driver_name() == "psycopg":
+        from .answers import bound_waiting
+
+        bound_waiting(engine, _SQL_SECONDS)
     if address.get_backend_name() == "sqlite":
         _make_private(engine)
     return store

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,7 +59,11 @@ def postgresql_proxy(postgresql_url: str) -> Iterator[Proxy]:
     """A PostgreSQL that can be told to hang."""
     url = make_url(postgresql_url)
     with proxy_to(f"{url.query['host']}/.s.PGSQL.{url.port or 5432}") as proxy:
+        # Whoever waits without a bound fails a test then, and does not hang the run.
+        rescue = Timer(40, proxy.flowing.set)
+        rescue.start()
         yield proxy
+        rescue.cancel()
 
 
 @pytest.mark.parametrize("opened", [redis_recipe, open_store])
@@ -98,6 +103,28 @@ def test_a_postgresql_that_hangs_from_the_start(postgresql_proxy: Proxy) -> None
         with taking(4.5, 8), pytest.raises(OperationalError, match="timeout"):
             store.get("key")
         store.engine.dispose()
+
+
+def test_a_postgresql_that_hangs_on_an_open_connection(
+    postgresql_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``open_store`` waits for an answer, then for a new connection; a holder goes on without the lock's."""
+    monkeypatch.setattr("finapi_session.stores.opening._SQL_SECONDS", 2)
+    store: Any = open_store(f"postgresql+psycopg://postgres@127.0.0.1:{postgresql_proxy.port}/postgres")
+    store.set("key", "value")
+    postgresql_proxy.flowing.clear()
+    with taking(3.5, 8), pytest.raises(OperationalError, match="timeout"):
+        store.get("key")
+    postgresql_proxy.flowing.set()
+    assert store.get("key") == "value"
+    with pytest.raises(OperationalError, match="no answer within 2 s"), store.lock("key"):
+        postgresql_proxy.flowing.clear()
+        with taking(3.5, 8), pytest.raises(OperationalError):
+            store.get("key")
+        postgresql_proxy.flowing.set()
+        store.set("key", "new")
+    assert store.get("key") == "new"
+    store.engine.dispose()
 
 
 def test_a_postgresql_that_is_busy(postgresql_url: str, fresh_name: str) -> None:
