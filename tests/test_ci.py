@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .neighbours import NEIGHBOURS, ROOT
+
 CI = Path(__file__).resolve().parents[1] / ".ci"
 
 
@@ -78,3 +80,14 @@ def test_nothing_is_told_where_nothing_is_skipped(tmp_path: Path) -> None:
     """With all of them there is one line, and no pyenv is needed."""
     program(tmp_path, "python3.10", "echo 3.10")
     assert run(sys.executable, str(CI / "pythons"), "3.10", PATH=str(tmp_path)) == "Pythons tested: 3.10\n"
+
+
+def test_the_neighbours_are_in_the_suite() -> None:
+    """The table of other people's software names tests that are there, and packages that they are run with."""
+    wanted = " ".join((ROOT / name).read_text(encoding="utf-8").lower() for name in ("tox.ini", "setup.cfg"))
+    for neighbour in NEIGHBOURS:
+        assert [package for package in neighbour.packages if package.lower() not in wanted] == []
+        for pattern in neighbour.tests:
+            file, _, test = pattern.partition("::")
+            text = (ROOT / file).read_text(encoding="utf-8")
+            assert "*" in test or f"def {test}" in text or f"class {test}" in text, pattern
