@@ -112,13 +112,9 @@ def _refusal(kept: Mapping[str, Any]) -> Refusal:
     refusal = Refusal(**{name: _printable(value) for name, value in kept.items()})
     _serial(refusal.serial)
     texts = (refusal.what, refusal.code, refusal.description, refusal.request_id)
-    numbers = (refusal.status, refusal.until, refusal.retry_after)
-    if (
-        refusal.error not in KINDS
-        or not all(value is None or isinstance(value, str) for value in texts)
-        or not all(value is None or _is_number(value) for value in numbers)
-        or not _is_number(refusal.rest)
-    ):
+    numbers = (refusal.status, refusal.until, refusal.rest, refusal.retry_after)
+    sound = refusal.error in KINDS, refusal.rest is not None, *map(_is_text, texts), *map(_is_number, numbers)
+    if not all(sound):
         raise ValueError("not a refusal")
     return refusal
 
@@ -127,8 +123,12 @@ def _printable(value: object) -> Any:
     return "".join(c for c in value if c.isprintable())[:_LONGEST_TEXT] if isinstance(value, str) else value
 
 
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < _LARGEST
+    return value is None or (isinstance(value, (int, float)) and abs(value) < _LARGEST)
 
 
 def _serial(value: object) -> int:
