@@ -72,9 +72,14 @@ NEIGHBOURS = (
     ),
     Neighbour("Authlib's server", ("Authlib", "Flask"), ("tests/foreign/test_authlib.py::",)),
     Neighbour("Flask on gunicorn", ("Flask", "gunicorn"), ("tests/test_examples.py::test_flask",)),
+    Neighbour(
+        "Flask on gunicorn, gevent", ("gevent", "gunicorn"), ("tests/test_examples.py::test_greenlets_on_gunicorn",)
+    ),
     Neighbour("Django on gunicorn", ("Django", "gunicorn"), ("tests/test_examples.py::test_django",)),
     Neighbour("FastAPI", ("fastapi",), ("tests/test_examples.py::test_fastapi",)),
     Neighbour("Celery, prefork", ("celery",), ("tests/test_examples.py::test_celery",)),
+    Neighbour("joblib", ("joblib",), ("tests/test_pools.py::test_joblib",)),
+    Neighbour("APScheduler", ("APScheduler",), ("tests/test_pools.py::test_apscheduler",)),
     Neighbour("a generated client", ("finapi",), ("tests/test_examples.py::test_openapi_client",)),
     Neighbour("Jupyter", ("ipykernel", "nbclient"), ("tests/test_examples.py::test_notebook",)),
     Neighbour("httpx, asyncio and trio", ("httpx", "anyio", "trio"), ("tests/test_httpx.py::",)),

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -28,6 +28,8 @@ from finapi_session.testing import Sandbox
 from .stores import places
 
 EXAMPLES = Path(__file__).parent / "examples"
+#: Runs a program that has the tasks, and returns the words that it printed.
+Celery = Callable[[str], list[str]]
 USERS = ("alice", "anna.schmidt")
 PATIENCE = 60.0
 
@@ -132,6 +134,15 @@ def test_flask(sandbox: Sandbox, environ: dict[str, str], redis_url: str, option
         assert (refused.status_code, list(refused.json())) == (502, ["error", "request_id"])
 
 
+def test_greenlets_on_gunicorn(sandbox: Sandbox, environ: dict[str, str], redis_url: str) -> None:
+    """Three workers of greenlets make one token call a user, too, and one more after a revocation."""
+    with gunicorn("flask_app:app", environ | {"REDIS_URL": redis_url}, "--worker-class", "gevent") as address:
+        for calls in (2, 3):
+            assert holders(ask_often(address)) == ["Alice", "Anna Schmidt"] * 12
+            assert sandbox.count("/oauth/token") == calls
+            sandbox.revoke_tokens("alice")
+
+
 def test_django(sandbox: Sandbox, environ: dict[str, str], tmp_path: Path) -> None:
     """A site's workers share the token in its own database, and find it there after a restart."""
     environ |= {"DATABASE_FILE": str(tmp_path / "site.db"), "DJANGO_SECRET_KEY": "not a secret"}
@@ -170,40 +181,45 @@ def test_fastapi(sandbox: Sandbox, environ: dict[str, str], monkeypatch: pytest.
     assert holders(answers) == ["Alice"] * 10 and sandbox.count("/oauth/token") == 1
 
 
-def test_celery(sandbox: Sandbox, environ: dict[str, str], redis_url: str, redis_path: str, tmp_path: Path) -> None:
-    """Tasks on two worker processes give each user's sum, with one token call for each user."""
+@pytest.fixture
+def celery(environ: dict[str, str], redis_url: str, redis_path: str, tmp_path: Path) -> Iterator[Celery]:
+    """Two worker processes, whose tasks have three seconds until they are told to end."""
     broker = f"redis+socket://{redis_path}"
     environ |= {"REDIS_URL": redis_url, "CELERY_BROKER": broker, "CELERY_BACKEND": broker}
-    worker = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "celery_app",
-        "worker",
-        "--concurrency",
-        "2",
-        "--loglevel",
-        "ERROR",
-    ]
-    caller = (
-        "from celery import group; from celery_app import app, balance\n"
+    options = ("--concurrency", "2", "--loglevel", "ERROR", "--soft-time-limit", "3")
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    worker = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", *options, *quiet]
+
+    def call(program: str) -> list[str]:
+        command = [sys.executable, "-c", f"from celery_app import app, balance\n{program}"]
+        shown = subprocess.run(
+            command, env=environ, cwd=tmp_path, capture_output=True, text=True, timeout=2 * PATIENCE, check=False
+        )
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout.split()
+
+    with running(worker, environ, cwd=tmp_path):
+        yield call
+
+
+def test_celery(sandbox: Sandbox, celery: Celery) -> None:
+    """Tasks on two worker processes give each user's sum, with one token call for each user."""
+    sums = celery(
+        "from celery import group\n"
         f"tasks = group(balance.s(user) for user in {USERS} * 10)()\n"
         f"print(*tasks.get(timeout={PATIENCE}))\n"
     )
-    with running([*worker, "--without-gossip", "--without-mingle", "--without-heartbeat"], environ, cwd=tmp_path):
-        shown = subprocess.run(
-            [sys.executable, "-c", caller],
-            env=environ,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE,
-        )
-    assert shown.returncode == 0, shown.stderr
-    sums = shown.stdout.split()
     assert len(sums) == 20 and sums == sums[:2] * 10 and sums[0] != sums[1]
     assert sandbox.count("/oauth/token") == 2
+
+
+def test_celery_ends_a_task_that_waits_for_a_token(sandbox: Sandbox, celery: Celery) -> None:
+    """A soft time limit comes through a token call, and the next task of these workers gets its token at once."""
+    sandbox.latency = {"/oauth/token": 10.0}
+    ended = f"result = balance.delay('alice').get(timeout={PATIENCE}, propagate=False); print(type(result).__name__)"
+    assert celery(ended) == ["SoftTimeLimitExceeded"]
+    sandbox.latency = 0
+    assert len(celery(f"print(balance.delay('alice').get(timeout={PATIENCE}))")) == 1
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the generated client never closes its connections
