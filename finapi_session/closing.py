@@ -16,6 +16,7 @@ from .source import TokenSource
 
 #: Seconds that one ``close()`` may take, however many tokens there are, and whatever one of them waits for.
 CLOSE_SECONDS = 10.0
+_NAME = "finapi-session-close"
 # The first ones go one by one: they tell whether finAPI answers at all.
 _ONE_BY_ONE = 3
 _AT_ONCE = 8
@@ -60,7 +61,9 @@ class Closing:
 
     def in_threads(self, work: Callable[[], None], number: int = 1) -> None:
         """Let a *number* of threads do *work* for as long as there is time."""
-        threads = [threading.Thread(target=copy_context().run, args=(work,), daemon=True) for _ in range(number)]
+        threads = [
+            threading.Thread(target=copy_context().run, args=(work,), name=_NAME, daemon=True) for _ in range(number)
+        ]
         try:
             for thread in threads:
                 thread.start()

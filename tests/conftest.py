@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -85,12 +86,15 @@ def running_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def own_sandbox() -> Iterator[Sandbox]:
-    """A finAPI of the test's own, as calls may still arrive when the test is over; alice is known to it."""
+    """A finAPI of the test's own, for one that leaves a close under way; alice is known to it."""
     from finapi_session.testing import Sandbox
 
     with Sandbox() as sandbox:
         sandbox.add_user("alice", "her-password")
         yield sandbox
+        for thread in threading.enumerate():
+            if thread.name == "finapi-session-close":
+                thread.join(20)
 
 
 @pytest.fixture
