@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import NamedTuple
 
-from .errors import TokenEndpointError, bare, raised_by_signal_handler
+from .errors import TokenEndpointError, bare
 
 # Greenlets that share a thread wait by sleeping, which lets the one that flies go on.
 _POLL_SECONDS = 0.005
@@ -120,50 +118,14 @@ class Ticket:
             self._landed.set()
 
 
-class InBackground(threading.Thread):
-    """A thread that flies alone, for *crew*. It is no daemon, so the interpreter's end waits for it."""
-
-    def __init__(self, crew: object, fly: Callable[[], object]) -> None:
-        super().__init__(target=fly, name="finapi-session-renewal", daemon=False)
-        self.crew = crew
-
-    @classmethod
-    def take_off(cls, flight: Flight, crew: object, act: Callable[[], object]) -> bool:
-        """Let *act* go on in a thread, unless somebody flies; the place is taken when this returns.
-
-        Context variables go along. Tells whether a thread could be started, if it was needed.
-        """
-        context, ticket = copy_context(), Ticket(flight)
-        # In the context of the thread: it is aboard this flight only, and whoever starts it is not.
-        context.run(_aboard.set, frozenset())
-        if context.run(ticket.board, 0):
-            try:
-                cls(crew, lambda: context.run(_fly, ticket, act)).start()
-            except RuntimeError as error:
-                if raised_by_signal_handler(error):
-                    raise
-                return False
-        return True
-
-    @classmethod
-    def land_all(cls, crew: object = None, seconds: float = threading.TIMEOUT_MAX) -> None:
-        """Wait at most so many *seconds* for the threads of *crew*, or of everybody."""
-        deadline = time.monotonic() + seconds
-        for thread in threading.enumerate():
-            if isinstance(thread, cls) and crew in (None, thread.crew) and thread is not threading.current_thread():
-                thread.join(max(deadline - time.monotonic(), 0.0))
-
-
-def _fly(ticket: Ticket, act: Callable[[], object]) -> None:
-    with ticket:
-        act()
+def ashore() -> Context:
+    """Return a copy of this context that is aboard no flight: for a thread of its own."""
+    context = copy_context()
+    context.run(_aboard.set, frozenset())
+    return context
 
 
 def _too_long(seconds: float) -> TokenEndpointError:
     error = TokenEndpointError(f"another thread has been renewing the token for {seconds:.0f} s")
     error.advice = "Try again later."
     return error
-
-
-# Before Python 3.12 an exit handler may start threads that nobody waits for: this one is called after those.
-atexit.register(InBackground.land_all)

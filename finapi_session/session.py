@@ -22,6 +22,7 @@ from urllib3.util import Retry
 
 from . import __version__, calls
 from .auth import BearerAuth, bearer_auth_of
+from .background import InBackground
 from .cell import Cells
 from .closing import Closing
 from .endpoint import RENEWAL_SECONDS, RETRIES, Timeout, TokenEndpoint
@@ -29,7 +30,6 @@ from .environment import SANDBOX, Environment
 from .error_body import raise_for_error
 from .events import Journal, Listener, log
 from .fallback import Fallback
-from .flight import InBackground
 from .identity import Identity, Secret
 from .paging import answers
 from .pools import leave_to_parent

@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 from requests.auth import AuthBase
 
 from . import renewal
+from .background import InBackground
 from .cell import LONGEST_PAUSE, Cell, Cells
 from .drive import TURN, Drive
 from .endpoint import RENEWAL_SECONDS, TokenEndpoint
 from .errors import TokenEndpointError, TokenError, raised_by_signal_handler
 from .events import Journal, Kind
 from .fallback import LOOK_AGAIN
-from .flight import Flight, InBackground, Ticket
+from .flight import Flight, Ticket
 from .identity import Credentials, Identity
 from .knowledge import Grant, Knowledge
 from .renewal import Flow, Want

@@ -24,7 +24,8 @@ import pytest
 import requests_mock
 
 from finapi_session import FileStore, FinapiSession, MemoryStore, TokenEvent
-from finapi_session.flight import Flight, InBackground, Ticket
+from finapi_session.background import InBackground
+from finapi_session.flight import Flight, Ticket
 from finapi_session.httpx import FinapiAuth
 from finapi_session.testing import Sandbox
 
