@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .auth import BearerAuth
 from .identity import Identity
+from .options import check_request_id
 from .redaction import Redacted
-from .session import FinapiSession, _check_request_id
+from .session import FinapiSession
 from .tokens import Token, sound_refresh_token
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class AuthorizationApi:
 
     def _endpoint(self, x_request_id: str | None) -> TokenEndpoint:
         endpoint = self._session._endpoint
-        return endpoint if x_request_id is None else endpoint.with_request_id(_check_request_id(x_request_id))
+        return endpoint if x_request_id is None else endpoint.with_request_id(check_request_id(x_request_id))
 
 
 def _redacted(value: Any) -> Any:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
-from functools import partial
 from http.cookiejar import CookieJar
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -31,64 +28,35 @@ from .error_body import raise_for_error
 from .events import Journal, Listener, log
 from .fallback import Fallback
 from .identity import Identity, Secret
+from .options import (
+    NOT_GIVEN,
+    TIMEOUT,
+    NotGiven,
+    Overrides,
+    check_headers,
+    checked_environment,
+    checked_flag,
+    checked_leeway,
+    checked_listener,
+    checked_password,
+    checked_request_ids,
+    checked_retry,
+    checked_timeout,
+    checked_token,
+    new_request_id,
+    opened_store,
+)
 from .paging import answers
 from .pools import leave_to_parent
 from .settings import checked_verify, merged
 from .source import TokenSource
-from .stores.memory import MemoryStore
 from .stores.protocol import TokenStore
 from .tokens import Bearer, Token
 
 if TYPE_CHECKING:
     from typing_extensions import Never, Unpack  # in every type checker
 
-#: Seconds to connect and to wait for an answer, where a call names no timeout.
-TIMEOUT = (10.0, 180.0)
-# finAPI's limit is 255 characters; a control character would end the header, and headers are Latin-1.
-_REQUEST_ID = re.compile(r"[\x20-\x7e\xa0-\xff]{1,255}")
-
-_LONGEST = 100 * 365 * 86400.0
-
-
-class NotGiven(Enum):
-    """The default of an argument that may be left out but must not be ``None``."""
-
-    NOT_GIVEN = "not given"
-
-    def __repr__(self) -> str:
-        return self.value
-
-
-NOT_GIVEN = NotGiven.NOT_GIVEN
-
 _Session = TypeVar("_Session", bound="FinapiSession")
-
-
-class Overrides(TypedDict, total=False):
-    """The arguments of :class:`FinapiSession`, each of which may be given to its ``from_env()``."""
-
-    client_id: str
-    client_secret: Secret
-    username: str | None
-    password: Secret | NotGiven
-    environment: Environment | str
-    store: TokenStore | str | None
-    token: Token | Mapping[str, Any] | None
-    leeway: float
-    renew_in_background: bool
-    revoke_on_close: bool | None
-    timeout: Timeout
-    request_id: str | Callable[[], str]
-    retries: Retry | int
-    raise_api_errors: bool
-    on_event: Listener | None
-
-
-def new_request_id() -> str:
-    """Return a new unique request id: a random UUID (RFC 9562, version 4), of fresh random bits in every process."""
-    digits = os.urandom(16).hex()
-    variant = "89ab"[int(digits[16], 16) & 3]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 class FinapiSession(requests.Session):
@@ -138,24 +106,26 @@ class FinapiSession(requests.Session):
         raise_api_errors: bool = False,
         on_event: Listener | None = None,
     ) -> None:
-        identity = Identity(client_id, client_secret, username, _password(password, username))
+        identity = Identity(client_id, client_secret, username, checked_password(password, username))
         super().__init__()
         self.headers["User-Agent"] = f"finapi-session/{__version__} {self.headers['User-Agent']}"
-        self._environment = _environment(environment)
+        self._environment = checked_environment(environment)
         self.timeout = timeout
-        self._request_id = _request_ids(request_id)
+        self._request_id = checked_request_ids(request_id)
         self.raise_api_errors = raise_api_errors
         self.revoke_on_close = store is None and token is None if revoke_on_close is None else revoke_on_close
-        self._leeway = _leeway(leeway)
-        self._in_background = _flag("renew_in_background", renew_in_background)
-        self._journal = Journal(self.environment.base_url, _listener(on_event))
-        self._cells = Cells(Fallback(_store(store), self._journal))
+        self._leeway = checked_leeway(leeway)
+        self._in_background = checked_flag("renew_in_background", renew_in_background)
+        self._journal = Journal(self.environment.base_url, checked_listener(on_event))
+        self._cells = Cells(Fallback(opened_store(store), self._journal))
         self._shares_store = store is not None
         self._endpoint = TokenEndpoint(
-            self, self.environment, self._journal, self._request_id, _retry(retries), _timeout(timeout)
+            self, self.environment, self._journal, self._request_id, checked_retry(retries), checked_timeout(timeout)
         )
-        self._client = self._source(Identity(client_id, client_secret), _token(token) if username is None else None)
-        self._own = self._client if username is None else self._source(identity, _token(token))
+        self._client = self._source(
+            Identity(client_id, client_secret), checked_token(token) if username is None else None
+        )
+        self._own = self._client if username is None else self._source(identity, checked_token(token))
         self._parent: FinapiSession | None = None
         # By id: a set of them could not be read while another thread adds one.
         self._users: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
@@ -189,7 +159,7 @@ class FinapiSession(requests.Session):
 
     @request_id.setter
     def request_id(self, given: str | Callable[[], str]) -> None:
-        self._request_id = _request_ids(given)
+        self._request_id = checked_request_ids(given)
         if self._parent is None:
             self._endpoint.request_id = self._request_id
 
@@ -222,7 +192,7 @@ class FinapiSession(requests.Session):
         of a subclass are: :meth:`made_for_user` may give her own. Her token calls go by *verify*, *cert* and *proxies*
         of the client's session, so set them there, and before.
         """
-        identity = self._client.identity.user(username, _password(password, username))
+        identity = self._client.identity.user(username, checked_password(password, username))
         session = type(self).__new__(type(self))
         session.__dict__.update(self.__dict__)
         session.headers, session.cookies = CaseInsensitiveDict(self.headers or {}), RequestsCookieJar()
@@ -280,8 +250,8 @@ class FinapiSession(requests.Session):
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
         url = "" if request.url is None else self._environment.absolute(request.url)
         if self._environment.trusts(url):
-            _check_headers(self.headers or {})
-            _check_headers(request.headers or {})
+            check_headers(self.headers or {})
+            check_headers(request.headers or {})
         if url != request.url:
             request = copy.copy(request)
             request.url = url
@@ -404,109 +374,6 @@ class _Leaver:
         # On its way out Python has no modules left to do this with, and nobody would close the client's session.
         if self._source.held is not None and not _ending():
             self._left[str(self._source.identity)] = self._source.revocable()
-
-
-def _password(given: Secret | NotGiven | None, username: str | None) -> Secret | None:
-    if given is None and username is not None:
-        raise TypeError("password must not be None: leave it out for a user who lives on a stored token or on token=")
-    return None if isinstance(given, NotGiven) else given
-
-
-def _store(given: TokenStore | str | None) -> TokenStore:
-    if isinstance(given, str):
-        from .stores.opening import open_store
-
-        return open_store(given)
-    return MemoryStore() if given is None else given
-
-
-def _token(given: Token | Mapping[str, Any] | None) -> Token | None:
-    if given is None or isinstance(given, Token):
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(f"token must be a Token or a mapping with access_token, not {type(given).__name__}")
-    try:
-        return Token.from_dict(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"token is not usable: {error}") from None
-
-
-def _environment(given: Environment | str) -> Environment:
-    if isinstance(given, str):
-        return Environment.named(given)
-    if not isinstance(given, Environment):
-        raise TypeError(f"environment must be an Environment or its name, not {type(given).__name__}")
-    return given
-
-
-def _leeway(given: float) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise TypeError(f"leeway must be a number of seconds, not {type(given).__name__}")
-    if not 0 <= given <= _LONGEST:
-        raise ValueError(f"leeway must be a finite number of seconds from 0 up, not {given!r:.40}")
-    return given
-
-
-def _flag(argument: str, given: bool) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError(f"{argument} must be True or False, not {type(given).__name__}")
-    return given
-
-
-def _timeout(given: Timeout) -> Timeout:
-    parts = given if isinstance(given, tuple) else (given, given)
-    sound = [
-        part is None or (isinstance(part, (int, float)) and part is not True and 0 < part <= _LONGEST) for part in parts
-    ]
-    if len(parts) != 2 or not all(sound):
-        raise ValueError(f"timeout must be seconds above 0, or a pair (connect, read) of them, not {given!r:.80}")
-    return given
-
-
-def _retry(given: Retry | int) -> Retry:
-    if isinstance(given, Retry):
-        if given.total is None:
-            raise ValueError("retries must have a total: the other counts of a Retry are not used")
-        return given
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise ValueError(f"retries must be a urllib3 Retry or a count from 0 up, not {given!r}")
-    return RETRIES.new(total=given)
-
-
-def _listener(given: Listener | None) -> Listener | None:
-    if given is not None and not callable(given):
-        raise TypeError(f"on_event must be callable, not {type(given).__name__}")
-    return given
-
-
-def _request_ids(given: str | Callable[[], str]) -> Callable[[], str]:
-    if isinstance(given, str):
-        return partial(str, _check_request_id(given))
-    if given is new_request_id:
-        return new_request_id
-    if not callable(given):
-        raise TypeError(f"request_id must be text or a callable that returns it, not {type(given).__name__}")
-    return partial(_ask_for_request_id, given)
-
-
-def _ask_for_request_id(make: Callable[[], str]) -> str:
-    return _check_request_id(make())
-
-
-def _check_headers(headers: Mapping[str, str | bytes | None]) -> None:
-    for name in headers:
-        if len(name) == len("x-request-id") and name.lower() == "x-request-id":
-            value = headers[name]
-            if isinstance(value, (str, bytes)):
-                _check_request_id(value.decode("latin-1") if isinstance(value, bytes) else value)
-
-
-def _check_request_id(request_id: object) -> str:
-    if not isinstance(request_id, str):
-        raise TypeError(f"request_id must be text, not {type(request_id).__name__}")
-    if not _REQUEST_ID.fullmatch(request_id) or request_id != request_id.strip():
-        raise ValueError("request_id must be 1 to 255 characters that a header can carry, no control characters")
-    return request_id
 
 
 def _tell_break(request: requests.PreparedRequest, error: requests.RequestException) -> None:

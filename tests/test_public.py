@@ -24,7 +24,7 @@ import requests
 import finapi_session
 import finapi_session.testing
 from finapi_session import FinapiSession
-from finapi_session.session import Overrides
+from finapi_session.options import Overrides
 
 ROOT = Path(__file__).parents[1]
 PAGES = "\n".join(

@@ -89,7 +89,8 @@ class Settings:
         self, client: Client, username: str | None, password: str | None = None, **options: Any
     ) -> FinapiSession:
         """Return a session on the store. Closing it revokes nothing: other processes have the same tokens."""
-        from ..session import NOT_GIVEN, FinapiSession
+        from ..options import NOT_GIVEN
+        from ..session import FinapiSession
 
         options = {"environment": self.environment, **options}
         try:
