@@ -119,21 +119,24 @@ class FinapiSession(requests.Session):
         self._journal = Journal(self.environment.base_url, checked_listener(on_event))
         self._cells = Cells(Fallback(opened_store(store), self._journal))
         self._shares_store = store is not None
-        self._endpoint = TokenEndpoint(
-            self, self.environment, self._journal, self._request_id, checked_retry(retries), checked_timeout(timeout)
-        )
-        self._client = self._source(
-            Identity(client_id, client_secret), checked_token(token) if username is None else None
-        )
-        self._own = self._client if username is None else self._source(identity, checked_token(token))
+        retry, seconds = checked_retry(retries), checked_timeout(timeout)
+        self._endpoint = TokenEndpoint(self, self.environment, self._journal, self._request_id, retry, seconds)
+        given = checked_token(token)
+        self._client = self._source(Identity(client_id, client_secret), given if username is None else None)
+        self._own = self._client if username is None else self._source(identity, given)
+        self.auth = BearerAuth(self._own, self.environment)
         self._parent: FinapiSession | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have no users yet, and be found in a forked child."""
         # By id: a set of them could not be read while another thread adds one.
         self._users: weakref.WeakValueDictionary[int, FinapiSession] = weakref.WeakValueDictionary()
         # The tokens of users whose sessions nobody holds any more: close() gives them back too.
         self._left: dict[str, TokenSource] = {}
         self._leaver: _Leaver | None = None
-        self.auth = BearerAuth(self._own, self.environment)
-        _roots[id(self)] = self
+        if self._parent is None:
+            _roots[id(self)] = self
 
     def __repr__(self) -> str:
         store = type(self._cells.fallback.store).__name__
@@ -313,9 +316,7 @@ class FinapiSession(requests.Session):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._users, self._left, self._leaver = weakref.WeakValueDictionary(), {}, None
-        if self._parent is None:
-            _roots[id(self)] = self
+        self._begin()
 
     def _source(self, identity: Identity, token: Token | None = None) -> TokenSource:
         return TokenSource(
