@@ -49,7 +49,7 @@ def store(**more: Any) -> Callable[[_Command], _Command]:
 
 def verbose(command: _Command) -> _Command:
     """Add the option for telling more."""
-    text = "Log to standard error what happens to tokens; -vv: more."
+    text = "Log to standard error what happens to tokens; -vv: each call, too."
     return click.option("-v", "--verbose", count=True, expose_value=False, callback=_tell_more, help=text)(command)
 
 
