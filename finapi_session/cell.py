@@ -162,6 +162,8 @@ class Cells:
                 cell.stored = Knowledge(cell.stored.grants, cell.stored.rejections, known.refusals)
         if cell.lags:
             cell.early_from = max(cell.early_from, time.time() + LOOK_AGAIN)
+        else:
+            cell.stored = known  # the same: one copy will do
         return view._replace(knowledge=known)
 
     def lagging(self) -> list[Cell]:
