@@ -409,11 +409,7 @@ def purge(settings: Settings, age: str) -> None:
     seconds, remove = _seconds(age), getattr(settings.store, "purge", None)
     if remove is None:
         raise click.UsageError(_NO_PURGE)
-    try:
-        removed = settings.logins.purge(seconds, remove)
-    finally:
-        if hasattr(settings.store, "engine"):
-            settings.store.engine.dispose()
+    removed = settings.logins.purge(seconds, remove)
     values = "1 value" if removed == 1 else f"{removed} values"
     click.echo(f"Removed {values} older than {age}." if removed else f"Nothing is older than {age}.")
 

@@ -50,8 +50,12 @@ class Settings:
 
     @cached_property
     def store(self) -> TokenStore:
-        """The store, opened when it is first used."""
-        return _opened(self.store_name)
+        """The store, opened when it is first used; connections to a database end with the command."""
+        store, context = _opened(self.store_name), click.get_current_context(silent=True)
+        engine = getattr(store, "engine", None)
+        if engine is not None and context is not None:
+            context.find_root().call_on_close(engine.dispose)
+        return store
 
     @cached_property
     def logins(self) -> Logins:
