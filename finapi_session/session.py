@@ -252,15 +252,17 @@ class FinapiSession(requests.Session):
     def prepare_request(self, request: requests.Request) -> requests.PreparedRequest:
         """Prepare *request* as requests does, on the environment's base URL and with a request id."""
         url = "" if request.url is None else self._environment.absolute(request.url)
-        if self._environment.trusts(url):
-            check_headers(self.headers or {})
-            check_headers(request.headers or {})
+        if request.headers and self._environment.trusts(url):
+            check_headers(request.headers)
         if url != request.url:
             request = copy.copy(request)
             request.url = url
         prepared = super().prepare_request(request)
-        if "X-Request-Id" not in prepared.headers and self._environment.trusts(prepared.url):
-            prepared.headers["X-Request-Id"] = self._request_id()
+        if self._environment.trusts(prepared.url):
+            if "X-Request-Id" in prepared.headers:
+                check_headers(prepared.headers)
+            else:
+                prepared.headers["X-Request-Id"] = self._request_id()
         return prepared
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:
