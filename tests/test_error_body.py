@@ -196,6 +196,11 @@ def test_a_secret_in_another_normal_form(form: str, password: str) -> None:
         assert redact(f"you sent <{text}> to us", (password,)) == "you sent <[redacted]> to us"
 
 
+def test_secrets_that_overlap() -> None:
+    """Of two secrets of which one begins within the other nothing is left."""
+    assert censored("so abcdefghijklmno it", ["abcdefghij", "fghijklmno"]) == "so [redacted] it"
+
+
 def test_a_secret_that_was_searched_for_is_not_kept() -> None:
     """What looks for a secret leaves none behind, as a pattern would in the cache of re."""
     assert redact("Bad credentials: hunter+2two", ["hunter+2two"]) == "Bad credentials: [redacted]"
