@@ -33,6 +33,7 @@ def test_a_herd_asks_once(
 ) -> None:
     """32 threads on a cold, expired or revoked token make one token call, and none of them fails."""
     sandbox.sticky, sandbox.rotate_refresh_tokens, sandbox.latency = sticky, rotating, {CALLS: 0.1}
+    sandbox.detect_reuse = rotating
     before = 0
     if situation != "cold":
         warm(session)
@@ -47,8 +48,9 @@ def test_a_herd_asks_once(
 
 
 def test_a_herd_of_sessions_on_one_store_asks_once(sandbox: Sandbox) -> None:
-    """32 sessions of one user, each on its own, share what the store has."""
+    """32 sessions of one user, each on its own, share what the store has, and spend each refresh token once."""
     store = MemoryStore()
+    sandbox.rotate_refresh_tokens = sandbox.detect_reuse = True
     sandbox.latency = {CALLS: 0.1}
     sessions = [sandbox.session("alice", store=store) for _ in range(32)]
     waiting = iter(sessions)
