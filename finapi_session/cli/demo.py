@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
@@ -260,7 +261,8 @@ def _be_second_process(folder: str) -> None:
     events: list[str] = []
     watch = Watch(exchanges.append)
     options: dict[str, Any] = {
-        "store": FileStore(folder),
+        # If Ctrl-C came as this process started, the folder is gone, and is not to be made again.
+        "store": FileStore(Path(folder).resolve(strict=True)),
         "on_event": lambda event: events.append(event.kind),
     }
     with FinapiSession.from_env(**options) as session:
