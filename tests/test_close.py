@@ -168,7 +168,7 @@ def test_close_takes_ten_seconds_at_most(own_sandbox: Sandbox, caplog: pytest.Lo
     client.close()
     seconds = time.monotonic() - started
     revoked = own_sandbox.count("/oauth/revoke", status=200)
-    assert seconds < 11.5 and revoked > 7, (seconds, revoked)  # one after the other: 6
+    assert seconds < 11.5 and revoked >= 20, (seconds, revoked)
     [told] = [record.getMessage() for record in caplog.records if "tokens live on" in record.getMessage()]
     assert "finAPI does not answer on close" in told and "identities" in told
 
